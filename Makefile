@@ -1,0 +1,56 @@
+# Everything that people and CI do here, by name. `make` lists it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+BUF := node_modules/.bin/buf
+PROTOS = $(shell cd protos && find infermesh -name '*.proto' | sort) buf/validate/validate.proto
+
+.PHONY: help
+help: ## Lists the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "infermesh needs Python 3.11 or newer")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing what infermesh needs into .venv …"
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.installed-dev: .venv/.installed requirements-dev.lock
+	@echo "Installing what the tests need into .venv …"
+	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements-dev.lock
+	@touch $@
+
+node_modules/.installed: package-lock.json
+	@npm ci --silent --no-audit --no-fund
+	@touch $@
+
+.PHONY: up
+up: .venv/.installed ## Starts the whole mesh here; Ctrl-C stops it.
+	@exec $(BIN)/infermesh up
+
+.PHONY: generate
+generate: .venv/.installed-dev ## Generates gen/ from protos/.
+	@protos/generate.sh gen
+
+.PHONY: lock
+lock: .venv/.installed-dev ## Writes the requirement locks from pyproject.toml.
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header --extra build pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header --extra build --extra dev -c requirements.lock pyproject.toml -o requirements-dev.lock
+
+.PHONY: check
+check: .venv/.installed-dev node_modules/.installed ## Lints code and contracts, checks types and that gen/ is fresh.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BUF) lint
+	$(BUF) format --diff --exit-code protos
+	$(BUF) breaking protos --against protos/baseline.binpb
+	@tests/check_gen.sh
+
+.PHONY: test
+test: .venv/.installed-dev node_modules/.installed ## Runs all tests, the whole stack included.
+	$(BIN)/pytest tests/unit tests/contract tests/e2e
+

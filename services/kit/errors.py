@@ -1,0 +1,169 @@
+"""How the mesh refuses: one exception, two forms on the wire.
+
+    MeshError                       carries reason, message, param, metadata
+     ├─ to_status()                 google.rpc.Status with ErrorInfo, for gRPC callers
+     └─ openai_body()               OpenAI's `{"error": …}`, for REST callers
+
+A service raises a `MeshError` (or a subclass of its own); `kit.guard` turns it into the gRPC
+status, the status details and the trailer that Envoy makes the REST body.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, cast
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import error_details_pb2, status_pb2
+from infermesh.errors.v1 import errors_pb2
+
+from services.kit import headers
+
+DOMAIN = "infermesh"
+
+# Trailers share the 8 KiB that HTTP stacks commonly allow for all of them together.
+_MAX_MESSAGE_CHARS = 1000
+
+
+class _Form(NamedTuple):
+    code: grpc.StatusCode
+    http_status: int
+    openai_type: str
+
+
+_R = errors_pb2.ErrorReason
+_C = grpc.StatusCode
+
+_INVALID = _Form(_C.INVALID_ARGUMENT, 400, "invalid_request_error")
+_MISSING = _Form(_C.NOT_FOUND, 404, "invalid_request_error")
+_UNAVAILABLE = _Form(_C.UNAVAILABLE, 503, "server_error")
+
+# The transcoder derives the HTTP status from the gRPC code by the standard table; `http_status`
+# states the same for the replies that auth and routing write themselves.
+FORMS: Mapping[int, _Form] = {
+    _R.ERROR_REASON_INVALID_API_KEY: _Form(_C.UNAUTHENTICATED, 401, "invalid_request_error"),
+    _R.ERROR_REASON_PERMISSION_DENIED: _Form(_C.PERMISSION_DENIED, 403, "invalid_request_error"),
+    _R.ERROR_REASON_MODEL_NOT_FOUND: _MISSING,
+    _R.ERROR_REASON_NO_NODE_AVAILABLE: _UNAVAILABLE,
+    _R.ERROR_REASON_INVALID_JSON: _INVALID,
+    _R.ERROR_REASON_INVALID_ARGUMENT: _INVALID,
+    _R.ERROR_REASON_ENGINE_REJECTED: _INVALID,
+    _R.ERROR_REASON_ENGINE_FAILED: _Form(_C.INTERNAL, 500, "server_error"),
+    _R.ERROR_REASON_ENGINE_UNAVAILABLE: _UNAVAILABLE,
+    _R.ERROR_REASON_NOT_FOUND: _MISSING,
+    _R.ERROR_REASON_ALREADY_EXISTS: _Form(_C.ALREADY_EXISTS, 409, "invalid_request_error"),
+    _R.ERROR_REASON_INPUT_TOO_LONG: _INVALID,
+    _R.ERROR_REASON_STORE_UNAVAILABLE: _UNAVAILABLE,
+    _R.ERROR_REASON_INTERNAL: _Form(_C.INTERNAL, 500, "server_error"),
+    _R.ERROR_REASON_UNKNOWN_URL: _MISSING,
+    _R.ERROR_REASON_ENGINE_TIMEOUT: _Form(_C.DEADLINE_EXCEEDED, 504, "server_error"),
+    _R.ERROR_REASON_FAILED_PRECONDITION: _Form(
+        _C.FAILED_PRECONDITION, 400, "invalid_request_error"
+    ),
+}
+
+
+_NAMES = frozenset(_R.keys())
+
+
+class MeshError(Exception):
+    """A refusal or failure that the caller is told of.
+
+    Args:
+        reason: An `ErrorReason` number.
+        message: A sentence for the caller. Holds nothing that the caller may not know.
+        param: The request field at fault, where one is. Example: `messages[0].role`.
+        metadata: Facts for programs, put into `ErrorInfo.metadata`.
+    """
+
+    def __init__(
+        self,
+        reason: "errors_pb2.ErrorReason.ValueType",
+        message: str,
+        *,
+        param: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message[:_MAX_MESSAGE_CHARS]
+        self.param = param
+        self.metadata = dict(metadata or {})
+        self._form = FORMS[reason]
+
+    @property
+    def code(self) -> grpc.StatusCode:
+        """The gRPC status code."""
+        return self._form.code
+
+    @property
+    def http_status(self) -> int:
+        """The HTTP status code."""
+        return self._form.http_status
+
+    @property
+    def reason_name(self) -> str:
+        """The reason without its prefix. Example: `MODEL_NOT_FOUND`."""
+        return _R.Name(self.reason).removeprefix("ERROR_REASON_")
+
+    def openai_body(self) -> str:
+        """Returns OpenAI's error body as ASCII JSON, fit for a header value."""
+        return json.dumps(
+            {
+                "error": {
+                    "message": self.message,
+                    "type": self._form.openai_type,
+                    "param": self.param,
+                    "code": self.reason_name.lower(),
+                }
+            },
+            separators=(",", ":"),
+        )
+
+    def to_status(self) -> status_pb2.Status:
+        """Returns the status with `ErrorInfo`, and `BadRequest` where a field is at fault."""
+        status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        details = [
+            error_details_pb2.ErrorInfo(
+                reason=self.reason_name, domain=DOMAIN, metadata=self.metadata
+            )
+        ]
+        if self.param is not None:
+            violation = error_details_pb2.BadRequest.FieldViolation(
+                field=self.param, description=self.message
+            )
+            details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+        for detail in details:
+            packed = any_pb2.Any()
+            packed.Pack(detail)
+            status.details.append(packed)
+        return status
+
+    def trailers(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Returns the trailing metadata that carries both forms."""
+        return (
+            ("grpc-status-details-bin", self.to_status().SerializeToString()),
+            (headers.ERROR_BODY, self.openai_body()),
+        )
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError | None:
+    """Returns the `MeshError` that another service of the mesh sent, or None where it sent none."""
+    for key, value in cast(Iterable[tuple[str, Any]], error.trailing_metadata() or ()):
+        if key != "grpc-status-details-bin":
+            continue
+        status = status_pb2.Status.FromString(value)
+        info = error_details_pb2.ErrorInfo()
+        request = error_details_pb2.BadRequest()
+        param = None
+        for detail in status.details:
+            if detail.Is(info.DESCRIPTOR):
+                detail.Unpack(info)
+            elif detail.Is(request.DESCRIPTOR) and detail.Unpack(request):
+                param = request.field_violations[0].field if request.field_violations else None
+        name = "ERROR_REASON_" + info.reason
+        if info.domain == DOMAIN and name in _NAMES:
+            return MeshError(
+                _R.Value(name), status.message, param=param, metadata=dict(info.metadata)
+            )
+    return None

@@ -1,0 +1,28 @@
+"""The header names that the parts of the mesh say to each other, each written once.
+
+Envoy strips all of them from what clients send, before any filter reads them.
+"""
+
+REQUEST_ID = "x-request-id"
+"""Envoy's id of the request; callers get it back, logs and the ledger carry it."""
+
+ATTEMPT = "x-envoy-attempt-count"
+"""Which try of Envoy's this is, from 1."""
+
+KEY_ID = "x-mesh-key-id"
+"""The caller's key, set by auth. A call without it comes from inside the mesh."""
+
+TENANT = "x-mesh-tenant"
+"""The caller's tenant, set by auth."""
+
+ROLE = "x-mesh-role"
+"""The caller's role without its prefix, in lower case, set by auth."""
+
+ERROR_BODY = "x-mesh-error"
+"""Trailer with the error body in the caller's dialect; Envoy makes it the body for REST callers."""
+
+DESTINATION = "x-gateway-destination-endpoint"
+"""Addresses to try in order, `ip:port,ip:port`, set by routing (endpoint picker protocol)."""
+
+NODE = "x-mesh-node"
+"""The node that answered, set by its inference proxy."""

@@ -1,0 +1,121 @@
+"""The life of a service process: start, serve, drain, stop."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+
+import grpc
+import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from services.kit import logs
+from services.kit.settings import ServiceSettings
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 24 * 1024 * 1024
+"""Above Envoy's limit on request bodies, so that Envoy is the one that refuses, with a 413."""
+
+SERVER_OPTIONS: Sequence[tuple[str, int]] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),
+    # Envoy and the nodes keep idle connections open on purpose.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+)
+
+CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A part that restarts is back within a second or two; do not wait longer than that to see it.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+
+
+class Health:
+    """Says over gRPC's health protocol whether the process takes calls.
+
+    It answers for the empty service name, which stands for the whole process.
+    """
+
+    def __init__(self) -> None:
+        self.servicer = health.aio.HealthServicer()
+
+    async def set_serving(self, serving: bool) -> None:
+        """Sets what health checks are answered from now on."""
+        status = health_pb2.HealthCheckResponse.ServingStatus
+        await self.servicer.set("", status.SERVING if serving else status.NOT_SERVING)
+
+
+App = Callable[[grpc.aio.Server, Health], AbstractAsyncContextManager[Sequence[str]]]
+"""Adds handlers to the server, opens what they need, and yields the names of the gRPC services.
+
+The service answers health checks with SERVING once the context is entered. When the process is
+told to stop it answers NOT_SERVING, running calls get `drain_s` to finish, then the context exits.
+"""
+
+
+def run(name: str, settings: ServiceSettings, app: App) -> None:
+    """Runs a service until SIGTERM or SIGINT; returns after it has drained."""
+    logs.configure(name, settings.log_level)
+    uvloop.run(_serve(name, settings, app))
+
+
+async def _serve(name: str, settings: ServiceSettings, app: App) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+    async with serving(settings, app) as address:
+        log.info("serving", extra={"address": address})
+        await stop.wait()
+        log.info("stopping")
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: ServiceSettings, app: App) -> AsyncIterator[str]:
+    """Serves for as long as the context lasts, then drains. Yields the address that it listens on.
+
+    Raises:
+        SystemExit: Status 1, when the port is taken.
+    """
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    health_state = Health()
+    health_pb2_grpc.add_HealthServicer_to_server(health_state.servicer, server)
+    await health_state.set_serving(False)
+    try:
+        port = server.add_insecure_port(settings.listen)
+    except RuntimeError as error:
+        raise SystemExit(f"cannot listen on {settings.listen}: {error}") from None
+
+    async with app(server, health_state) as services:
+        reflection.enable_server_reflection(
+            (*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+        await server.start()
+        await health_state.set_serving(True)
+        try:
+            yield f"{settings.listen.rpartition(':')[0]}:{port}"
+        finally:
+            await health_state.set_serving(False)
+            await server.stop(settings.drain_s)
+
+
+def is_port_free(host: str, port: int) -> bool:
+    """Says whether a TCP port can be listened on now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
