@@ -57,6 +57,8 @@ FORMS: Mapping[int, _Form] = {
     _R.ERROR_REASON_INTERNAL: _Form(_C.INTERNAL, 500, "server_error"),
     _R.ERROR_REASON_UNKNOWN_URL: _MISSING,
     _R.ERROR_REASON_ENGINE_TIMEOUT: _Form(_C.DEADLINE_EXCEEDED, 504, "server_error"),
+    _R.ERROR_REASON_SERVICE_UNAVAILABLE: _UNAVAILABLE,
+    _R.ERROR_REASON_REQUEST_TOO_LARGE: _Form(_C.INVALID_ARGUMENT, 413, "invalid_request_error"),
     _R.ERROR_REASON_FAILED_PRECONDITION: _Form(
         _C.FAILED_PRECONDITION, 400, "invalid_request_error"
     ),

@@ -58,6 +58,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The engine sent nothing for longer than the idle timeout. 504 before the first byte."""
     ERROR_REASON_FAILED_PRECONDITION: _ErrorReason.ValueType  # 17
     """The resource is not in a state that allows this. 400. Example: deleting a model in use."""
+    ERROR_REASON_SERVICE_UNAVAILABLE: _ErrorReason.ValueType  # 18
+    """A part of the mesh that the call needs does not answer. 503, said by Envoy itself."""
+    ERROR_REASON_REQUEST_TOO_LARGE: _ErrorReason.ValueType  # 19
+    """The request body is larger than the front door takes. 413, said by Envoy itself."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Names every way in which the mesh refuses or fails a call. The name without its prefix is the
@@ -101,4 +105,8 @@ ERROR_REASON_ENGINE_TIMEOUT: ErrorReason.ValueType  # 16
 """The engine sent nothing for longer than the idle timeout. 504 before the first byte."""
 ERROR_REASON_FAILED_PRECONDITION: ErrorReason.ValueType  # 17
 """The resource is not in a state that allows this. 400. Example: deleting a model in use."""
+ERROR_REASON_SERVICE_UNAVAILABLE: ErrorReason.ValueType  # 18
+"""A part of the mesh that the call needs does not answer. 503, said by Envoy itself."""
+ERROR_REASON_REQUEST_TOO_LARGE: ErrorReason.ValueType  # 19
+"""The request body is larger than the front door takes. 413, said by Envoy itself."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1,0 +1,303 @@
+"""The embedded mesh: which processes it is made of, and what each is told."""
+
+import asyncio
+import os
+import secrets
+import string
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.cli import embedded
+from services.cli.part import Part
+
+REPOSITORY = Path(__file__).parents[2]
+
+# Offsets from the base port.
+_AUTH, _REGISTRY, _ROUTING, _EMBEDDINGS, _METRICS, _INTERNAL = 1, 2, 3, 4, 5, 9
+_POSTGRES, _REDIS, _NODE, _ENGINE = 10, 11, 21, 41
+
+CHAT_MODEL = "smollm2-135m"
+EMBEDDING_MODEL = "all-minilm-l6-v2"
+_SLOTS = 4
+_CONTEXT_PER_SLOT = 8192
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person may choose about the embedded mesh.
+
+    Attributes:
+        state_dir: Holds everything that the mesh writes. Mode 0700.
+        models_dir: Holds the model files.
+        host: The address of the front door.
+        port: The port of the front door.
+        base_port: The parts listen on ports from here on, on loopback; below 32700.
+        chat_nodes: How many nodes serve the chat model, 1 to 18.
+    """
+
+    state_dir: Path
+    models_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 8080
+    base_port: int = 17000
+    chat_nodes: int = 2
+
+
+def build(options: Options) -> list[Part]:
+    """Returns the parts of the mesh, and writes the keys and the configuration that they need."""
+    return _Stack(options).parts()
+
+
+class _Stack:
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._state = options.state_dir
+        self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._state.chmod(0o700)
+        (self._state / "run").mkdir(mode=0o700, exist_ok=True)
+        self._admin_key = _secret(self._state / "admin.key", "im-")
+        self._node_key = _secret(self._state / "node.key", "im-")
+        self._hash_secret = _secret(self._state / "hash.secret", "")
+
+    def parts(self) -> list[Part]:
+        """Returns all parts."""
+        postgres, database_url = embedded.postgres(self._state, self._port(_POSTGRES))
+        redis, redis_url = embedded.redis(self._state, self._port(_REDIS))
+        nodes = [
+            *((f"node-{i + 1}", i, CHAT_MODEL) for i in range(self._options.chat_nodes)),
+            ("node-embed", self._options.chat_nodes, EMBEDDING_MODEL),
+        ]
+        health = {
+            **{
+                name: self._at(offset)
+                for name, offset in (
+                    ("auth", _AUTH),
+                    ("registry", _REGISTRY),
+                    ("routing", _ROUTING),
+                    ("embeddings", _EMBEDDINGS),
+                    ("metrics", _METRICS),
+                )
+            },
+            **{name: self._at(_NODE + i) for name, i, _ in nodes},
+        }
+        after_database = (postgres.name,)
+        return [
+            postgres,
+            redis,
+            *(self._engine(i, model) for _, i, model in nodes),
+            self._service(
+                "auth",
+                _AUTH,
+                {
+                    "DATABASE_URL": database_url,
+                    "KEY_HASH_SECRET": self._hash_secret,
+                    "BOOTSTRAP_ADMIN_KEY": self._admin_key,
+                    "BOOTSTRAP_NODE_KEY": self._node_key,
+                },
+                after_database,
+            ),
+            self._service("registry", _REGISTRY, {"DATABASE_URL": database_url}, after_database),
+            self._service("routing", _ROUTING, {"REGISTRY_ADDRESS": self._at(_REGISTRY)}),
+            self._service(
+                "metrics",
+                _METRICS,
+                {
+                    "DATABASE_URL": database_url,
+                    "PARTS": ",".join(f"{name}={address}" for name, address in health.items()),
+                },
+                after_database,
+            ),
+            self._service(
+                "embeddings",
+                _EMBEDDINGS,
+                {
+                    "INFERENCE_ADDRESS": self._at(_INTERNAL),
+                    "METRICS_ADDRESS": self._at(_METRICS),
+                    "REDIS_URL": redis_url,
+                    "STATE_DIR": str(self._state / "embeddings"),
+                },
+            ),
+            *(self._node(name, i) for name, i, _ in nodes),
+            self._envoy(),
+        ]
+
+    def _port(self, offset: int) -> int:
+        return self._options.base_port + offset
+
+    def _at(self, offset: int) -> str:
+        return f"127.0.0.1:{self._port(offset)}"
+
+    def _log(self, name: str) -> Path:
+        return self._state / "logs" / f"{name}.log"
+
+    def _service(
+        self,
+        name: str,
+        offset: int,
+        settings: Mapping[str, str],
+        after: tuple[str, ...] = (),
+        module: str | None = None,
+    ) -> Part:
+        address = self._at(offset)
+        return Part(
+            name=name,
+            argv=[sys.executable, "-m", module or f"services.{name}"],
+            env={
+                **_inherited(),
+                "INFERMESH_LISTEN": address,
+                "INFERMESH_DRAIN_S": "2",
+                **{f"INFERMESH_{key}": value for key, value in settings.items()},
+            },
+            probe=_serving(address),
+            log_file=self._log(name),
+            after=after,
+            ports={name: self._port(offset)},
+        )
+
+    def _node(self, name: str, index: int) -> Part:
+        mesh_host = "127.0.0.1" if self._options.host == "0.0.0.0" else self._options.host
+        return self._service(
+            name,
+            _NODE + index,
+            {
+                "NODE_ID": name,
+                "ENGINE": "llamacpp",
+                "ENGINE_URL": f"http://{self._at(_ENGINE + index)}",
+                "MESH_ADDRESS": f"{mesh_host}:{self._options.port}",
+                "NODE_KEY": self._node_key,
+                "STATE_DIR": str(self._state / name),
+            },
+            module="services.inference",
+        )
+
+    def _engine(self, index: int, model: str) -> Part:
+        port = self._port(_ENGINE + index)
+        name = f"engine-{index + 1}" if model == CHAT_MODEL else "engine-embed"
+        argv = [
+            *(sys.executable, "-m", "services.inference.llamacpp_server"),
+            *("--model", str(self._options.models_dir / f"{model}.gguf")),
+            *("--alias", model),
+            *("--port", str(port)),
+            *("--parallel", str(_SLOTS)),
+        ]
+        if model == EMBEDDING_MODEL:
+            argv.append("--embeddings")
+        else:
+            argv += ["--ctx", str(_SLOTS * _CONTEXT_PER_SLOT)]
+        return Part(
+            name=name,
+            argv=argv,
+            env=_inherited(),
+            probe=_http_ok("127.0.0.1", port, "/health"),
+            log_file=self._log(name),
+            ports={name: port},
+        )
+
+    def _envoy(self) -> Part:
+        services = {
+            "AUTH": _AUTH,
+            "REGISTRY": _REGISTRY,
+            "ROUTING": _ROUTING,
+            "EMBEDDINGS": _EMBEDDINGS,
+            "METRICS": _METRICS,
+        }
+        values = {
+            # Relative to the state folder: a socket's path may have 107 bytes at most.
+            "ADMIN_SOCKET": "run/envoy-admin.sock",
+            "FRONT_HOST": self._options.host,
+            "FRONT_PORT": str(self._options.port),
+            "INTERNAL_HOST": "127.0.0.1",
+            "INTERNAL_PORT": str(self._port(_INTERNAL)),
+            "DESCRIPTORS": str(REPOSITORY / "gen" / "infermesh.binpb"),
+        }
+        for name, offset in services.items():
+            values[f"{name}_HOST"] = "127.0.0.1"
+            values[f"{name}_PORT"] = str(self._port(offset))
+        template = string.Template((REPOSITORY / "envoy" / "envoy.yaml").read_text())
+        config = self._state / "run" / "envoy.yaml"
+        config.write_text(template.substitute(values))
+        return Part(
+            name="envoy",
+            argv=[
+                *(embedded.envoy_binary(), "--config-path", str(config)),
+                *("--concurrency", str(os.cpu_count() or 1)),
+                *("--log-level", "warning", "--disable-hot-restart"),
+                *("--drain-time-s", "2", "--file-flush-interval-msec", "1000"),
+            ],
+            env=_inherited(),
+            probe=_accepts("127.0.0.1", self._options.port),
+            log_file=self._log("envoy"),
+            # Envoy waits for its first assignment before it listens.
+            after=("routing",),
+            cwd=self._state,
+            ports={"front door": self._options.port, "internal listener": self._port(_INTERNAL)},
+        )
+
+
+def _inherited() -> dict[str, str]:
+    """Returns the environment less settings that are meant for one process only."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("INFERMESH_")}
+
+
+def _secret(path: Path, prefix: str) -> str:
+    """Returns the secret in the file, made on first use; 256 bits, mode 0600."""
+    if not path.exists():
+        new = path.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(prefix + secrets.token_urlsafe(32) + "\n")
+        new.replace(path)
+    return path.read_text().strip()
+
+
+def _serving(address: str) -> Callable[[], Awaitable[bool]]:
+    async def probe() -> bool:
+        async with grpc.aio.insecure_channel(address) as channel:
+            try:
+                reply = await health_pb2_grpc.HealthStub(channel).Check(
+                    health_pb2.HealthCheckRequest(), timeout=1
+                )
+            except grpc.aio.AioRpcError:
+                return False
+            return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    return probe
+
+
+def _accepts(host: str, port: int) -> Callable[[], Awaitable[bool]]:
+    async def probe() -> bool:
+        try:
+            _, writer = await asyncio.open_connection(host, port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    return probe
+
+
+def _http_ok(host: str, port: int, path: str) -> Callable[[], Awaitable[bool]]:
+    """Returns a probe for an HTTP 200; the smallest request that HTTP/1.1 knows."""
+
+    async def probe() -> bool:
+        try:
+            reader, writer = await asyncio.open_connection(host, port)
+        except OSError:
+            return False
+        try:
+            writer.write(
+                f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
+            )
+            async with asyncio.timeout(1):
+                return b" 200 " in await reader.readline()
+        except (OSError, TimeoutError):
+            return False
+        finally:
+            writer.close()
+
+    return probe
