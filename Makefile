@@ -35,6 +35,10 @@ up: .venv/.installed ## Starts the whole mesh here; Ctrl-C stops it.
 generate: .venv/.installed-dev ## Generates gen/ from protos/.
 	@protos/generate.sh gen
 
+.PHONY: baseline
+baseline: node_modules/.installed ## Makes the contracts as they are the ones that later changes must not break.
+	$(BUF) build protos --exclude-source-info --as-file-descriptor-set -o protos/baseline.binpb
+
 .PHONY: lock
 lock: .venv/.installed-dev ## Writes the requirement locks from pyproject.toml.
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-header --extra build pyproject.toml -o requirements.lock
@@ -54,3 +58,10 @@ check: .venv/.installed-dev node_modules/.installed ## Lints code and contracts,
 test: .venv/.installed-dev node_modules/.installed ## Runs all tests, the whole stack included.
 	$(BIN)/pytest tests/unit tests/contract tests/e2e
 
+.PHONY: bench
+bench: .venv/.installed-dev ## Measures what the mesh adds to an engine (needs wrk); a few minutes.
+	$(BIN)/python tests/bench/bench.py
+
+.PHONY: clean
+clean: ## Removes what these targets have made here; models stay in the user's cache folder.
+	rm -rf .venv node_modules .infermesh bench-results

@@ -1,0 +1,62 @@
+"""A part that dies: who notices, and who does not."""
+
+import time
+
+import httpx
+import pytest
+from e2e.conftest import CHAT, Mesh
+
+BODY = {"model": CHAT, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+
+
+@pytest.mark.parametrize("part", ["routing", "registry", "metrics", "embeddings", "redis"])
+def test_chats_go_on_without(mesh: Mesh, part: str) -> None:
+    with mesh.http() as http:
+        assert http.post("/v1/chat/completions", json=BODY).status_code == 200
+        for _ in range(3):
+            mesh.kill(part)
+            for _ in range(4):
+                reply = http.post("/v1/chat/completions", json=BODY)
+                assert reply.status_code == 200, (part, reply.text)
+            mesh.wait(f"{part} back", lambda: mesh.part(part).is_running())
+    mesh.wait_whole()
+
+
+def test_nobody_gets_in_without_auth(mesh: Mesh) -> None:
+    old = mesh.kill("auth")
+    with mesh.http() as http:
+        statuses = set()
+        deadline = time.monotonic() + 15
+        while time.monotonic() < deadline:
+            good = http.post("/v1/chat/completions", json=BODY).status_code
+            bad = httpx.get(f"{mesh.url}/v1/models", headers={"authorization": "Bearer im-x"})
+            assert bad.status_code in (401, 503)
+            statuses.add(good)
+            if good == 200:
+                break
+        assert statuses == {503, 200}, statuses
+    assert mesh.part("auth").pid != old
+    mesh.wait_whole()
+
+
+@pytest.mark.parametrize("part", ["postgres", "envoy"])
+def test_it_comes_back_by_itself(mesh: Mesh, part: str) -> None:
+    mesh.kill(part)
+    mesh.wait_whole()
+    with mesh.http() as http:
+        mesh.wait("a chat", lambda: http.post("/v1/chat/completions", json=BODY).status_code == 200)
+        mesh.wait(
+            "a new key",
+            lambda: http.post("/mesh/v1/keys", json={"display_name": part}).status_code == 200,
+        )
+
+
+def test_existing_keys_work_while_postgresql_is_down(mesh: Mesh) -> None:
+    with mesh.http() as http:
+        postgres = mesh.part("postgres")
+        postgres.suspend()
+        try:
+            assert http.post("/v1/chat/completions", json=BODY).status_code == 200
+        finally:
+            postgres.resume()
+    mesh.wait_whole()

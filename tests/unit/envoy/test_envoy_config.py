@@ -1,0 +1,70 @@
+"""envoy/envoy.yaml is accepted by the real Envoy and says what the services' code says."""
+
+import base64
+import re
+import string
+import subprocess
+from pathlib import Path
+
+import yaml
+from google.rpc import error_details_pb2, status_pb2
+from infermesh.access.v1 import access_pb2
+from infermesh.inference.v1 import inference_service_pb2, openai_service_pb2
+from services.cli import binaries
+from services.kit import errors, headers
+
+REPOSITORY = Path(__file__).parents[3]
+TEXT = (REPOSITORY / "envoy" / "envoy.yaml").read_text()
+
+
+def rendered() -> str:
+    names = set(re.findall(r"\$\{([A-Z_]+)\}", TEXT))
+    values = {name: "17999" if name.endswith("PORT") else "127.0.0.1" for name in names}
+    values["ADMIN_SOCKET"] = "admin.sock"
+    values["DESCRIPTORS"] = str(REPOSITORY / "gen" / "infermesh.binpb")
+    return string.Template(TEXT).substitute(values)
+
+
+def test_envoy_accepts_it(tmp_path: Path) -> None:
+    config = tmp_path / "envoy.yaml"
+    config.write_text(rendered())
+    done = subprocess.run(
+        [str(binaries.envoy()), "--mode", "validate", "--config-path", str(config)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_its_own_grpc_refusals_carry_error_info() -> None:
+    encoded = re.search(r"grpc-status-details-bin, value: (\S+)}", TEXT)[1]
+    raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4))
+    status = status_pb2.Status.FromString(raw)
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (info.reason, info.domain) == ("SERVICE_UNAVAILABLE", errors.DOMAIN)
+    assert f'inline_string: "{status.message}"' in TEXT
+
+
+def test_headers_of_the_mesh_are_stripped_from_callers() -> None:
+    listener = yaml.safe_load(rendered())["static_resources"]["listeners"][0]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    mutations = manager["early_header_mutation_extensions"][0]["typed_config"]["mutations"]
+    prefixes = [
+        m["remove_on_match"]["key_matcher"]["prefix"] for m in mutations if "remove_on_match" in m
+    ]
+    removed = {m["remove"] for m in mutations if "remove" in m}
+    for name in (v for k, v in vars(headers).items() if k.isupper()):
+        assert name in removed or any(name.startswith(p) for p in prefixes), name
+
+
+def test_every_typed_rpc_that_names_a_model_has_it_extracted() -> None:
+    for module in (inference_service_pb2, openai_service_pb2):
+        for service in module.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                names_model = method.GetOptions().Extensions[access_pb2.names_model]
+                typed = method.input_type.full_name != "google.api.HttpBody"
+                if names_model and typed:
+                    assert f"{method.full_name}: {{request_field_extractions" in TEXT
