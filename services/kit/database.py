@@ -49,7 +49,10 @@ async def create_tables(engine: AsyncEngine, metadata: sa.MetaData) -> None:
                 await connection.execute(CreateSchema(str(metadata.schema), if_not_exists=True))
                 await connection.run_sync(metadata.create_all)
             return
-        except (OSError, sa.exc.OperationalError, sa.exc.InterfaceError) as error:
+        except sa.exc.ProgrammingError:
+            raise
+        # A server that starts up refuses with an error that has no class of its own.
+        except (OSError, sa.exc.DBAPIError) as error:
             if asyncio.get_running_loop().time() > deadline:
                 raise
             log.warning("waiting for PostgreSQL", extra={"error": str(error)})

@@ -4,6 +4,8 @@ Handlers are wrapped once, when they are added to the server, so that no interce
 per call. Usage: `add_KeyServiceServicer_to_server(servicer, guarded(server))`.
 """
 
+import asyncio
+import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NoReturn, cast
@@ -89,7 +91,10 @@ def _wrap(handler: Any) -> Any:
     inner = (
         handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     )
-    outer = _guard_stream(inner) if handler.response_streaming else _guard_unary(inner)
+    # A streaming handler may be a coroutine that writes to its context: unlike a generator, which
+    # stands at its `yield` while a message is sent, it is cancelled where it waits.
+    is_generator = inspect.isasyncgenfunction(inner)
+    outer = _guard_stream(inner) if is_generator else _guard_unary(inner)
     return make(outer, handler.request_deserializer, handler.response_serializer)
 
 
@@ -122,6 +127,8 @@ def _guard_unary(inner: Callable[[Any, _Context], Awaitable[Any]]) -> Callable[.
             await abort(context, error)
         except grpc.aio.AbortError:
             raise
+        except grpc.aio.InternalError as error:
+            _gone(error)
         except Exception:
             await _abort_internal(context)
 
@@ -138,10 +145,18 @@ def _guard_stream(inner: Callable[[Any, _Context], AsyncIterator[Any]]) -> Calla
             await abort(context, error)
         except grpc.aio.AbortError:
             raise
+        except grpc.aio.InternalError as error:
+            _gone(error)
         except Exception:
             await _abort_internal(context)
 
     return handle
+
+
+def _gone(error: grpc.aio.InternalError) -> NoReturn:
+    # gRPC raises this where the caller hung up while something was being sent to it.
+    log.debug("the caller is gone", extra={"error": str(error)})
+    raise asyncio.CancelledError from error
 
 
 async def _abort_internal(context: _Context) -> NoReturn:

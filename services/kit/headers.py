@@ -18,6 +18,9 @@ TENANT = "x-mesh-tenant"
 ROLE = "x-mesh-role"
 """The caller's role without its prefix, in lower case, set by auth."""
 
+MODEL = "x-mesh-model"
+"""The model that the call names, set by auth on calls that name one."""
+
 ERROR_BODY = "x-mesh-error"
 """Trailer with the error body in the caller's dialect; Envoy makes it the body for REST callers."""
 

@@ -44,14 +44,34 @@ class Health:
     """Says over gRPC's health protocol whether the process takes calls.
 
     It answers for the empty service name, which stands for the whole process.
+
+    Attributes:
+        stopping: Set when the process is told to stop, before running calls are waited for.
+            Calls that would last forever, such as watches, end then.
     """
 
     def __init__(self) -> None:
         self.servicer = health.aio.HealthServicer()
+        self.stopping = asyncio.Event()
+        self._serving = False
+        self._ready = True
 
     async def set_serving(self, serving: bool) -> None:
         """Sets what health checks are answered from now on."""
+        self._serving = serving
+        await self._tell()
+
+    async def set_ready(self, ready: bool) -> None:
+        """Says whether what the app depends on is there; True until it is first called.
+
+        While it is False, health checks are answered with NOT_SERVING.
+        """
+        self._ready = ready
+        await self._tell()
+
+    async def _tell(self) -> None:
         status = health_pb2.HealthCheckResponse.ServingStatus
+        serving = self._serving and self._ready
         await self.servicer.set("", status.SERVING if serving else status.NOT_SERVING)
 
 
@@ -106,6 +126,7 @@ async def serving(settings: ServiceSettings, app: App) -> AsyncIterator[str]:
         try:
             yield f"{settings.listen.rpartition(':')[0]}:{port}"
         finally:
+            health_state.stopping.set()
             await health_state.set_serving(False)
             await server.stop(settings.drain_s)
 

@@ -1,0 +1,104 @@
+"""What auth refuses, each refusal worded once."""
+
+from infermesh.errors.v1 import errors_pb2
+
+from services.kit.errors import MeshError
+
+
+def key_not_found(key_id: str) -> MeshError:
+    """No key has this id."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_NOT_FOUND,
+        f"There is no key `{key_id}`.",
+        metadata={"key_id": key_id},
+    )
+
+
+def last_admin_key(key_id: str) -> MeshError:
+    """Without this key nobody could administer the mesh."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_FAILED_PRECONDITION,
+        f"`{key_id}` is the last valid admin key. Create another admin key first.",
+        metadata={"key_id": key_id},
+    )
+
+
+def invalid_page_token() -> MeshError:
+    """The token is not one that a list returned."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_INVALID_ARGUMENT,
+        "page_token: is not one that this service returned",
+        param="page_token",
+    )
+
+
+def store_unavailable() -> MeshError:
+    """The store of keys does not answer."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_STORE_UNAVAILABLE,
+        "The store of API keys does not answer. Try again shortly.",
+    )
+
+
+def missing_api_key() -> MeshError:
+    """The call carries nothing that could be a key."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_INVALID_API_KEY,
+        "You did not provide an API key. Send it as `Authorization: Bearer im-…`.",
+    )
+
+
+def invalid_api_key() -> MeshError:
+    """The key is malformed, unknown or revoked; which of them is not told."""
+    return MeshError(errors_pb2.ERROR_REASON_INVALID_API_KEY, "The API key is not valid.")
+
+
+def unknown_url(method: str, path: str) -> MeshError:
+    """The path is not part of the API."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_UNKNOWN_URL, f"Unknown request URL: {method} {path[:200]}"
+    )
+
+
+def permission_denied(role: str) -> MeshError:
+    """The role may not call the RPC."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_PERMISSION_DENIED,
+        f"A key of the role `{role}` may not make this call.",
+        metadata={"role": role},
+    )
+
+
+def invalid_json() -> MeshError:
+    """The body does not parse, or is not declared as JSON."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_INVALID_JSON,
+        "The request body could not be parsed as JSON. "
+        "Send JSON with `content-type: application/json`.",
+    )
+
+
+def unreadable_request() -> MeshError:
+    """The call cannot be read at all, for instance for text that is not UTF-8."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_INVALID_ARGUMENT, "The request holds text that is not valid UTF-8."
+    )
+
+
+def missing_model() -> MeshError:
+    """The call must name a model and does not."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_INVALID_ARGUMENT,
+        "you must provide a model: a string in the field `model`",
+        param="model",
+    )
+
+
+def model_not_found(model: str) -> MeshError:
+    """No model can have this name."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_MODEL_NOT_FOUND,
+        f"The model `{model[:200]}` does not exist or you do not have access to it.",
+        param="model",
+        metadata={"model": model[:200]},
+    )

@@ -1,0 +1,122 @@
+"""The rules of API keys: how they are made, listed and revoked."""
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import orjson
+from infermesh.access.v1 import access_pb2
+
+from services.auth import errors, secret
+from services.auth.keyring import Keyring
+from services.auth.store import Key, KeyStore, Position
+
+_KEY_ID = re.compile(r"key_[a-z0-9]{1,60}")
+_DEFAULT_PAGE_SIZE = 100
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def utc_now() -> datetime:
+    """Returns the time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+class Keys:
+    """Makes, lists and revokes keys. This replica decides by a change before it answers.
+
+    Args:
+        store: Where the keys are.
+        ring: The keys that this replica decides by.
+        now: The clock.
+    """
+
+    def __init__(
+        self, store: KeyStore, ring: Keyring, now: Callable[[], datetime] = utc_now
+    ) -> None:
+        self._store = store
+        self._ring = ring
+        self._now = now
+
+    async def create(self, display_name: str, role: int, tenant: str) -> tuple[Key, str]:
+        """Returns a new key and its secret, which is kept nowhere."""
+        plain = secret.make()
+        key = self._make(secret.make_key_id(), plain, display_name, role, tenant)
+        async with self._ring.changing:
+            await self._store.add(key)
+            self._ring.apply([key])
+        return key, plain
+
+    async def ensure(self, key_id: str, plain: str, display_name: str, role: int) -> bool:
+        """Makes sure that a key of this id has this secret; says whether anything changed."""
+        return await self._store.put(self._make(key_id, plain, display_name, role, ""))
+
+    async def get(self, key_id: str) -> Key:
+        """Returns a key.
+
+        Raises:
+            MeshError: `NOT_FOUND`.
+        """
+        found = await self._store.get([_checked(key_id)])
+        if not found:
+            raise errors.key_not_found(key_id)
+        return found[0]
+
+    async def list_page(self, size: int, token: str) -> tuple[Sequence[Key], str]:
+        """Returns the next keys, newest first, and the token of the page after them.
+
+        Raises:
+            MeshError: `INVALID_ARGUMENT`, the token is not one that was returned.
+        """
+        size = size or _DEFAULT_PAGE_SIZE
+        keys = await self._store.page(size + 1, _read_token(token) if token else None)
+        if len(keys) <= size:
+            return keys, ""
+        return keys[:size], _write_token(keys[size - 1])
+
+    async def revoke(self, key_id: str) -> Key:
+        """Revokes a key for good.
+
+        Raises:
+            MeshError: `NOT_FOUND`, or `FAILED_PRECONDITION` for the last valid admin key.
+        """
+        async with self._ring.changing:
+            key = await self._store.revoke(_checked(key_id), self._now())
+            self._ring.apply([key])
+        return key
+
+    def _make(self, key_id: str, plain: str, display_name: str, role: int, tenant: str) -> Key:
+        return Key(
+            key_id=key_id,
+            display_name=display_name,
+            role=role or access_pb2.ROLE_USER,
+            tenant=tenant or "default",
+            prefix=secret.prefix(plain),
+            secret_hash=self._ring.digest(plain),
+            create_time=self._now(),
+        )
+
+
+def _checked(key_id: str) -> str:
+    # Keeps out of the store what no id can hold, such as NUL, which PostgreSQL does not take.
+    if not _KEY_ID.fullmatch(key_id):
+        raise errors.key_not_found(key_id)
+    return key_id
+
+
+def _write_token(key: Key) -> str:
+    place = [(key.create_time - _EPOCH) // _MICROSECOND, key.key_id]
+    return base64.urlsafe_b64encode(orjson.dumps(place)).decode().rstrip("=")
+
+
+def _read_token(token: str) -> Position:
+    try:
+        # The encoding that `_write_token` leaves off its padding from.
+        match orjson.loads(base64.b64decode(token + "=" * (-len(token) % 4), b"-_", validate=True)):
+            case [int(micros), str(key_id)] if _KEY_ID.fullmatch(key_id):
+                return Position(_EPOCH + micros * _MICROSECOND, key_id)
+    except (binascii.Error, ValueError, OverflowError):
+        raise errors.invalid_page_token() from None
+    raise errors.invalid_page_token()

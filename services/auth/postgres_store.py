@@ -1,0 +1,148 @@
+"""Keys in PostgreSQL, schema `auth`. Every write notifies `CHANNEL` when it commits."""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from infermesh.access.v1 import access_pb2
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from services.auth import errors
+from services.auth.store import Key, Position
+
+log = logging.getLogger(__name__)
+
+CHANNEL = "infermesh_auth_keys"
+"""Where writes are told of; the payload is the key's id."""
+
+_BATCH = 5000
+
+metadata = sa.MetaData(schema="auth")
+
+_keys = sa.Table(
+    "api_keys",
+    metadata,
+    sa.Column("key_id", sa.Text, primary_key=True),
+    sa.Column("display_name", sa.Text, nullable=False),
+    sa.Column("role", sa.SmallInteger, nullable=False),
+    sa.Column("tenant", sa.Text, nullable=False),
+    sa.Column("prefix", sa.Text, nullable=False),
+    sa.Column("secret_hash", sa.LargeBinary, nullable=False, unique=True),
+    sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("revoke_time", sa.DateTime(timezone=True)),
+    sa.Index("api_keys_by_create_time", sa.text("create_time DESC"), sa.text("key_id DESC")),
+)
+
+_COLUMNS = tuple(_keys.c)
+
+
+class PostgresKeyStore:
+    """A `KeyStore` in PostgreSQL."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def add(self, key: Key) -> None:
+        """See `KeyStore`."""
+        async with self._transaction() as connection:
+            await connection.execute(sa.insert(_keys).values(_values(key)))
+            await _notify(connection, key.key_id)
+
+    async def put(self, key: Key) -> bool:
+        """See `KeyStore`."""
+        statement = insert(_keys).values(_values(key))
+        changed = statement.on_conflict_do_update(
+            index_elements=[_keys.c.key_id],
+            set_=_values(key),
+            where=sa.or_(_keys.c.secret_hash != key.secret_hash, _keys.c.role != key.role),
+        ).returning(_keys.c.key_id)
+        async with self._transaction() as connection:
+            if (await connection.execute(changed)).first() is None:
+                return False
+            await _notify(connection, key.key_id)
+        return True
+
+    async def get(self, key_ids: Iterable[str]) -> Sequence[Key]:
+        """See `KeyStore`."""
+        query = sa.select(*_COLUMNS).where(_keys.c.key_id.in_(list(key_ids)))
+        async with self._transaction() as connection:
+            return [Key(*row) for row in await connection.execute(query)]
+
+    async def page(self, size: int, after: Position | None) -> Sequence[Key]:
+        """See `KeyStore`."""
+        query = sa.select(*_COLUMNS)
+        if after:
+            place = sa.tuple_(_keys.c.create_time, _keys.c.key_id)
+            query = query.where(place < sa.tuple_(after.create_time, after.key_id))
+        query = query.order_by(_keys.c.create_time.desc(), _keys.c.key_id.desc()).limit(size)
+        async with self._transaction() as connection:
+            return [Key(*row) for row in await connection.execute(query)]
+
+    async def all(self) -> AsyncIterator[Sequence[Key]]:
+        """See `KeyStore`. A batch is a transaction; who reads it listens to changes meanwhile."""
+        query = sa.select(*_COLUMNS).where(_keys.c.revoke_time.is_(None))
+        query = query.order_by(_keys.c.key_id).limit(_BATCH)
+        last = ""
+        while True:
+            async with self._transaction() as connection:
+                rows = (await connection.execute(query.where(_keys.c.key_id > last))).all()
+            yield [Key(*row) for row in rows]
+            if len(rows) < _BATCH:
+                return
+            last = rows[-1].key_id
+
+    async def revoke(self, key_id: str, now: datetime) -> Key:
+        """See `KeyStore`."""
+        async with self._transaction() as connection:
+            # One revocation at a time: two at once could each take the other for the last admin.
+            await connection.execute(
+                sa.text("SELECT pg_advisory_xact_lock(hashtext('auth.revoke'))")
+            )
+            row = (
+                await connection.execute(sa.select(*_COLUMNS).where(_keys.c.key_id == key_id))
+            ).first()
+            if row is None:
+                raise errors.key_not_found(key_id)
+            key = Key(*row)
+            if key.revoke_time is not None:
+                return key
+            if key.role == access_pb2.ROLE_ADMIN:
+                await _require_other_admin(connection, key_id)
+            changed = sa.update(_keys).where(_keys.c.key_id == key_id).values(revoke_time=now)
+            revoked = (await connection.execute(changed.returning(*_COLUMNS))).one()
+            await _notify(connection, key_id)
+        return Key(*revoked)
+
+    @contextlib.asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with self._engine.begin() as connection:
+                yield connection
+        except (sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.DataError):
+            # Faults of this service, not of the server.
+            raise
+        except (OSError, sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            log.warning("PostgreSQL does not answer", extra={"error": repr(error)})
+            raise errors.store_unavailable() from error
+
+
+def _values(key: Key) -> dict[str, Any]:
+    return {column.name: getattr(key, column.name) for column in _COLUMNS}
+
+
+async def _notify(connection: AsyncConnection, key_id: str) -> None:
+    await connection.execute(sa.select(sa.func.pg_notify(CHANNEL, key_id)))
+
+
+async def _require_other_admin(connection: AsyncConnection, key_id: str) -> None:
+    query = sa.select(_keys.c.key_id).where(
+        _keys.c.role == access_pb2.ROLE_ADMIN,
+        _keys.c.revoke_time.is_(None),
+        _keys.c.key_id != key_id,
+    )
+    if (await connection.execute(query.limit(1))).first() is None:
+        raise errors.last_admin_key(key_id)

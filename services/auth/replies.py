@@ -1,0 +1,64 @@
+"""The answers to Envoy's authorization checks, as bytes ready for the wire.
+
+Envoy's protocol: https://www.envoyproxy.io/docs/envoy/v1.40.0/api-v3/service/auth/v3/external_auth.proto
+"""
+
+import base64
+
+from envoy.config.core.v3 import base_pb2
+from envoy.service.auth.v3 import external_auth_pb2
+from google.rpc import code_pb2
+
+from services.kit import headers
+from services.kit.errors import MeshError
+
+_OVERWRITE = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+
+
+def allow(key_id: str, tenant: str, role: str, model: str) -> bytes:
+    """Returns the answer that lets a call pass, with the caller's identity for the services.
+
+    The secret goes no further. `model` is empty where the call names none.
+    """
+    response = external_auth_pb2.CheckResponse()
+    response.status.code = code_pb2.OK
+    ok = response.ok_response
+    for name, value in (
+        (headers.KEY_ID, key_id),
+        (headers.TENANT, tenant),
+        (headers.ROLE, role),
+        (headers.MODEL, model),
+    ):
+        if value:
+            ok.headers.append(_header(name, value))
+        else:
+            ok.headers_to_remove.append(name)
+    ok.headers_to_remove.extend(("authorization", "x-api-key"))
+    return bytes(response.SerializeToString())
+
+
+def deny(error: MeshError, *, for_grpc: bool) -> bytes:
+    """Returns the answer that refuses a call, in the form that the caller reads."""
+    response = external_auth_pb2.CheckResponse()
+    response.status.code = error.code.value[0]
+    denied = response.denied_response
+    denied.status.code = error.http_status
+    if for_grpc:
+        # Envoy makes the body `grpc-message` and would derive a status of its own from the HTTP
+        # status (404 would be UNIMPLEMENTED) if none were given.
+        denied.body = error.message
+        details = base64.b64encode(error.to_status().SerializeToString()).decode().rstrip("=")
+        denied.headers.append(_header("grpc-status", str(error.code.value[0])))
+        denied.headers.append(_header("grpc-status-details-bin", details))
+    else:
+        denied.body = error.openai_body()
+        denied.headers.append(_header("content-type", "application/json"))
+        if error.http_status == 401:
+            denied.headers.append(_header("www-authenticate", "Bearer"))
+    return bytes(response.SerializeToString())
+
+
+def _header(name: str, value: str) -> base_pb2.HeaderValueOption:
+    return base_pb2.HeaderValueOption(
+        header=base_pb2.HeaderValue(key=name, value=value), append_action=_OVERWRITE
+    )

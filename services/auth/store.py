@@ -1,0 +1,69 @@
+"""What a store of API keys does. `tests/contract/test_auth_stores.py` states it as a suite."""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """An API key as it is stored: a hash stands for its secret.
+
+    Attributes:
+        role: A number of `infermesh.access.v1.Role`.
+        create_time: Aware, in UTC.
+        revoke_time: Aware, in UTC; None while the key is valid.
+    """
+
+    key_id: str
+    display_name: str
+    role: int
+    tenant: str
+    prefix: str
+    secret_hash: bytes
+    create_time: datetime
+    revoke_time: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a page of keys ended: the order of lists is newest first, then by id downwards."""
+
+    create_time: datetime
+    key_id: str
+
+
+class KeyStore(Protocol):
+    """Keeps keys. Every method raises `MeshError` `STORE_UNAVAILABLE` when it cannot reach them.
+
+    A write is told to all replicas once it is committed.
+    """
+
+    async def add(self, key: Key) -> None:
+        """Adds a new key."""
+
+    async def put(self, key: Key) -> bool:
+        """Adds the key, or takes its place where one of that id has another hash or role.
+
+        A key that stays as it is stays revoked if it was.
+
+        Returns:
+            Whether anything changed.
+        """
+
+    async def get(self, key_ids: Iterable[str]) -> Sequence[Key]:
+        """Returns those of the keys that exist, in any order."""
+
+    async def page(self, size: int, after: Position | None) -> Sequence[Key]:
+        """Returns the next keys after a position, newest first, revoked ones included."""
+
+    def all(self) -> AsyncIterator[Sequence[Key]]:
+        """Yields all valid keys, in batches, in any order."""
+
+    async def revoke(self, key_id: str, now: datetime) -> Key:
+        """Revokes a key; changes nothing on one that is revoked.
+
+        Raises:
+            MeshError: `NOT_FOUND`, or `FAILED_PRECONDITION` for the last valid admin key.
+        """
