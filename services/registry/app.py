@@ -1,0 +1,67 @@
+"""Puts the registry together."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import grpc
+from infermesh.registry.v1 import model_service_pb2_grpc, node_service_pb2_grpc
+
+from services.kit.database import create_tables, make_engine
+from services.kit.guard import guarded
+from services.kit.server import App, Health
+from services.registry.journal import Journal
+from services.registry.mesh import Mesh
+from services.registry.servicer_models import ModelServicer
+from services.registry.servicer_nodes import NodeServicer
+from services.registry.settings import RegistrySettings
+from services.registry.store_postgres import PostgresStore, metadata
+from services.registry.watchers import Watchers
+
+
+def make_app(settings: RegistrySettings) -> App:
+    """Returns the registry as an app for `kit.server`."""
+
+    @asynccontextmanager
+    async def app(server: grpc.aio.Server, health: Health) -> AsyncIterator[Sequence[str]]:
+        engine = make_engine(settings.database_url, pool_size=2)
+        try:
+            await create_tables(engine, metadata)
+            store = PostgresStore(engine)
+            journal = Journal(store)
+            mesh = Mesh(journal, Watchers(), lease_s=settings.lease_s, clock=time.monotonic)
+            mesh.restore(*await store.load())
+            node_service_pb2_grpc.add_NodeServiceServicer_to_server(
+                NodeServicer(
+                    mesh, report_interval_s=settings.report_interval_s, lease_s=settings.lease_s
+                ),
+                guarded(server),
+            )
+            model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+                ModelServicer(mesh), guarded(server)
+            )
+            # A task that fails takes the process down with it: a registry that no longer expires
+            # leases or writes changes is worse than one that starts again.
+            async with asyncio.TaskGroup() as tasks:
+                running = [
+                    tasks.create_task(mesh.run_leases()),
+                    tasks.create_task(journal.run(mesh.rows)),
+                    tasks.create_task(_close_on_stop(mesh, health)),
+                ]
+                yield (
+                    "infermesh.registry.v1.NodeService",
+                    "infermesh.registry.v1.ModelService",
+                )
+                for task in running:
+                    task.cancel()
+            await journal.finish(mesh.rows)
+        finally:
+            await engine.dispose()
+
+    return app
+
+
+async def _close_on_stop(mesh: Mesh, health: Health) -> None:
+    await health.stopping.wait()
+    mesh.close()

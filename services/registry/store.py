@@ -1,0 +1,69 @@
+"""What the registry keeps on disk, and the contract of whatever keeps it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class ServedModelRow:
+    """A model as one node serves it; `capabilities` are `Capability` numbers."""
+
+    name: str
+    capabilities: tuple[int, ...]
+    context_length: int
+
+
+@dataclass(frozen=True)
+class NodeRow:
+    """A node as it is kept.
+
+    Attributes:
+        draining: Whether an operator drains the node.
+        state: A `NodeState` number.
+        last_report_time: The latest report at the time of writing, not the latest there was.
+    """
+
+    node_id: str
+    address: str
+    engine: str
+    engine_version: str
+    models: tuple[ServedModelRow, ...]
+    draining: bool
+    state: int
+    join_time: datetime
+    last_report_time: datetime | None
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A model of the catalogue as it is kept; `capabilities` are `Capability` numbers."""
+
+    name: str
+    capabilities: tuple[int, ...]
+    context_length: int
+    create_time: datetime
+
+
+class StoreUnavailableError(Exception):
+    """The store does not answer; the same call may work later."""
+
+
+class Store(Protocol):
+    """Keeps nodes and models. Every method may raise `StoreUnavailableError`."""
+
+    async def load(self) -> tuple[Sequence[NodeRow], Sequence[ModelRow]]:
+        """Returns everything that is kept."""
+        ...
+
+    async def save(self, nodes: Sequence[NodeRow], models: Sequence[ModelRow]) -> None:
+        """Writes all of these or none, over what is kept under the same names.
+
+        The `create_time` of a model that is kept already does not change.
+        """
+        ...
+
+    async def delete_model(self, name: str) -> None:
+        """Deletes a model; does nothing when there is none of that name."""
+        ...

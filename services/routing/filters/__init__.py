@@ -1,0 +1,1 @@
+"""Filters: each refuses nodes for one reason."""

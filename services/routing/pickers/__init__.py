@@ -1,0 +1,1 @@
+"""Pickers: each orders rated nodes."""

@@ -1,0 +1,377 @@
+"""Every RPC of the registry over a running server, with PostgreSQL behind it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import grpc
+import pytest
+import sqlalchemy as sa
+from google.rpc import code_pb2
+from infermesh.registry.v1 import (
+    model_service_pb2,
+    model_service_pb2_grpc,
+    node_service_pb2,
+    node_service_pb2_grpc,
+    resources_pb2,
+)
+
+from services.kit.database import create_tables, make_engine
+from services.kit.errors import from_rpc_error
+from services.kit.server import serving
+from services.registry.app import make_app
+from services.registry.settings import RegistrySettings
+from services.registry.store import ModelRow, NodeRow, ServedModelRow, StoreUnavailableError
+from services.registry.store_postgres import PostgresStore, metadata
+
+LEASE_S = 0.6
+
+
+class Registry:
+    """Stubs of a running registry."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.nodes = node_service_pb2_grpc.NodeServiceStub(channel)
+        self.models = model_service_pb2_grpc.ModelServiceStub(channel)
+
+    async def state(self, node_id: str) -> int:
+        request = node_service_pb2.GetNodeRequest(node_id=node_id)
+        return (await self.nodes.GetNode(request)).state
+
+    async def wait_for(self, node_id: str, state: int) -> None:
+        async with asyncio.timeout(5):
+            while await self.state(node_id) != state:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def running(postgres_url: str, lease_s: float = LEASE_S) -> AsyncIterator[Registry]:
+    settings = RegistrySettings(
+        listen="127.0.0.1:0", drain_s=1, database_url=postgres_url, lease_s=lease_s
+    )
+    async with (
+        serving(settings, make_app(settings)) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield Registry(channel)
+
+
+@pytest.fixture
+async def registry(postgres_url: str) -> AsyncIterator[Registry]:
+    engine = make_engine(postgres_url)
+    await create_tables(engine, metadata)
+    async with engine.begin() as connection:
+        await connection.execute(sa.text("TRUNCATE registry.node, registry.model"))
+    await engine.dispose()
+    async with running(postgres_url) as registry:
+        yield registry
+
+
+def join(node_id: str, port: int, *models: str, address: str = "") -> object:
+    return node_service_pb2.AttachNodeRequest(
+        join=node_service_pb2.JoinNode(
+            node_id=node_id,
+            address=address or f"127.0.0.1:{port}",
+            engine="llamacpp",
+            models=[
+                resources_pb2.ServedModel(
+                    name=name,
+                    capabilities=[resources_pb2.CAPABILITY_CHAT],
+                    context_length=2048,
+                )
+                for name in models or ("m",)
+            ],
+        )
+    )
+
+
+def report(up: bool = True, draining: bool = False, running: int = 0) -> object:
+    return node_service_pb2.AttachNodeRequest(
+        report=node_service_pb2.NodeReport(
+            engine_up=up,
+            draining=draining,
+            load=resources_pb2.NodeLoad(running=running, slots=4),
+        )
+    )
+
+
+async def attach(registry: Registry, *messages: object) -> grpc.aio.StreamStreamCall:
+    call = registry.nodes.AttachNode()
+    for message in messages:
+        await call.write(message)
+    assert (await call.read()).joined.lease.nanos == round(LEASE_S * 1e9)
+    return call
+
+
+async def refused(call: grpc.aio.Call) -> tuple[int, str, str | None]:
+    """Returns the status code, reason and param with which a call ends."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        if hasattr(call, "read"):
+            while await call.read() is not grpc.aio.EOF:
+                pass
+            status = await call.code()
+            raise grpc.aio.AioRpcError(
+                status,
+                await call.initial_metadata(),
+                await call.trailing_metadata(),
+                await call.details(),
+            )
+        await call
+    error = from_rpc_error(caught.value)
+    code = caught.value.code().value[0]
+    return (code, error.reason_name, error.param) if error else (code, "", None)
+
+
+async def test_a_node_joins_reports_and_leaves(registry: Registry) -> None:
+    call = await attach(registry, join("a", 1, "m", "n"))
+    assert await registry.state("a") == resources_pb2.NODE_STATE_ENGINE_DOWN
+    await call.write(report(running=3))
+    await registry.wait_for("a", resources_pb2.NODE_STATE_READY)
+    [node] = (await registry.nodes.ListNodes(node_service_pb2.ListNodesRequest())).nodes
+    assert node.load.running == 3
+    assert not node.load.HasField("queued")
+    assert node.address == "127.0.0.1:1"
+    models = (await registry.models.ListModels(model_service_pb2.ListModelsRequest())).models
+    assert [(m.name, m.context_length, m.ready_node_count) for m in models] == [
+        ("m", 2048, 1),
+        ("n", 2048, 1),
+    ]
+    await call.write(report(up=False))
+    await registry.wait_for("a", resources_pb2.NODE_STATE_ENGINE_DOWN)
+    await call.write(report(draining=True))
+    await registry.wait_for("a", resources_pb2.NODE_STATE_DRAINING)
+    await call.done_writing()
+    assert await call.read() is grpc.aio.EOF
+    assert await call.code() == grpc.StatusCode.OK
+    assert await registry.state("a") == resources_pb2.NODE_STATE_OFFLINE
+
+
+async def test_a_broken_stream_leaves_the_node_to_its_lease(registry: Registry) -> None:
+    call = await attach(registry, join("a", 1), report())
+    await registry.wait_for("a", resources_pb2.NODE_STATE_READY)
+    call.cancel()
+    await asyncio.sleep(LEASE_S / 3)
+    assert await registry.state("a") == resources_pb2.NODE_STATE_READY
+    await registry.wait_for("a", resources_pb2.NODE_STATE_OFFLINE)
+
+
+async def test_a_connection_that_breaks_leaves_the_node_to_its_lease(
+    postgres_url: str, registry: Registry
+) -> None:
+    settings = RegistrySettings(drain_s=1, database_url=postgres_url, lease_s=LEASE_S)
+    async with serving(settings, make_app(settings)) as real:
+        host, _, port = real.rpartition(":")
+
+        writers: list[asyncio.StreamWriter] = []
+
+        async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            up_reader, up_writer = await asyncio.open_connection(host, int(port))
+            writers.extend((writer, up_writer))
+
+            async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+                while data := await source.read(65536):
+                    sink.write(data)
+
+            await asyncio.gather(copy(reader, up_writer), copy(up_reader, writer))
+
+        proxy = await asyncio.start_server(relay, "127.0.0.1", 0)
+        proxy_port = proxy.sockets[0].getsockname()[1]
+        async with (
+            grpc.aio.insecure_channel(f"127.0.0.1:{proxy_port}") as broken,
+            grpc.aio.insecure_channel(real) as channel,
+        ):
+            watcher = Registry(channel)
+            call = Registry(broken).nodes.AttachNode()
+            await call.write(join("broken", 1))
+            await call.read()
+            await call.write(report())
+            await watcher.wait_for("broken", resources_pb2.NODE_STATE_READY)
+            for writer in writers:
+                writer.transport.abort()
+            await asyncio.sleep(LEASE_S / 3)
+            assert await watcher.state("broken") == resources_pb2.NODE_STATE_READY
+            await watcher.wait_for("broken", resources_pb2.NODE_STATE_OFFLINE)
+        proxy.close()
+
+
+async def test_a_second_stream_takes_over(registry: Registry) -> None:
+    first = await attach(registry, join("a", 1), report())
+    await registry.wait_for("a", resources_pb2.NODE_STATE_READY)
+    second = await attach(registry, join("a", 2, "other"))
+    assert await refused(first) == (code_pb2.ABORTED, "", None)
+    assert await registry.state("a") == resources_pb2.NODE_STATE_READY
+    await second.write(report())
+    models = (await registry.models.ListModels(model_service_pb2.ListModelsRequest())).models
+    assert [(m.name, m.ready_node_count) for m in models] == [("m", 0), ("other", 1)]
+
+
+async def test_bad_streams_are_refused(registry: Registry) -> None:
+    invalid = code_pb2.INVALID_ARGUMENT
+
+    async def sent(*messages: object) -> tuple[int, str, str | None]:
+        call = registry.nodes.AttachNode()
+        for message in messages:
+            await call.write(message)
+        await call.done_writing()
+        return await refused(call)
+
+    assert await sent() == (invalid, "INVALID_ARGUMENT", "join")
+    assert await sent(report()) == (invalid, "INVALID_ARGUMENT", "join")
+    assert await sent(join("a", 1), join("a", 1)) == (invalid, "INVALID_ARGUMENT", "join")
+    assert await sent(join("bad id", 1)) == (invalid, "INVALID_ARGUMENT", "join.node_id")
+    named = join("a", 0, address="host.test:80")
+    assert await sent(named) == (invalid, "INVALID_ARGUMENT", "join.address")
+    too_much = node_service_pb2.AttachNodeRequest(
+        report=node_service_pb2.NodeReport(load=resources_pb2.NodeLoad(kv_use=float("nan")))
+    )
+    refusal = await sent(join("c", 3), too_much)
+    assert refusal == (invalid, "INVALID_ARGUMENT", "report.load.kv_use")
+
+
+async def test_an_address_belongs_to_one_live_node(registry: Registry) -> None:
+    first = await attach(registry, join("a", 1), report())
+    call = registry.nodes.AttachNode()
+    await call.write(join("b", 1))
+    assert (await refused(call))[1:] == ("INVALID_ARGUMENT", "join.address")
+    first.cancel()
+    await asyncio.sleep(0.05)
+    await attach(registry, join("b", 1), report())
+    await registry.wait_for("b", resources_pb2.NODE_STATE_READY)
+    assert await registry.state("a") == resources_pb2.NODE_STATE_OFFLINE
+
+
+async def test_drain_and_resume(registry: Registry, postgres_url: str) -> None:
+    missing = node_service_pb2.DrainNodeRequest(node_id="nobody")
+    refusal = await refused(registry.nodes.DrainNode(missing))
+    assert refusal == (code_pb2.NOT_FOUND, "NOT_FOUND", "node_id")
+    refusal = await refused(registry.nodes.ResumeNode(missing))
+    assert refusal == (code_pb2.NOT_FOUND, "NOT_FOUND", "node_id")
+
+    call = await attach(registry, join("a", 1), report())
+    await registry.wait_for("a", resources_pb2.NODE_STATE_READY)
+    drain = node_service_pb2.DrainNodeRequest(node_id="a")
+    for _ in range(2):
+        node = await registry.nodes.DrainNode(drain)
+        assert node.state == resources_pb2.NODE_STATE_DRAINING
+    assert (await call.read()).drain_changed.draining
+    # The wish outlives the stream and the registry.
+    async with running(postgres_url) as restarted:
+        assert await restarted.state("a") == resources_pb2.NODE_STATE_DRAINING
+    node = await registry.nodes.ResumeNode(node_service_pb2.ResumeNodeRequest(node_id="a"))
+    assert node.state == resources_pb2.NODE_STATE_READY
+    assert not (await call.read()).drain_changed.draining
+
+
+async def test_a_drained_node_that_joins_again_is_told(registry: Registry) -> None:
+    first = await attach(registry, join("a", 1), report())
+    await registry.nodes.DrainNode(node_service_pb2.DrainNodeRequest(node_id="a"))
+    first.cancel()
+    second = await attach(registry, join("a", 1), report())
+    assert (await second.read()).drain_changed.draining
+    assert await registry.state("a") == resources_pb2.NODE_STATE_DRAINING
+
+
+async def test_watch_brings_everything_and_then_changes(registry: Registry) -> None:
+    call = await attach(registry, join("a", 1), report())
+    await registry.wait_for("a", resources_pb2.NODE_STATE_READY)
+    watch = registry.nodes.WatchMesh(node_service_pb2.WatchMeshRequest())
+    first = await watch.read()
+    assert first.synced
+    assert [n.node_id for n in first.nodes] == ["a"]
+    assert [m.name for m in first.models] == ["m"]
+    await call.write(report(running=7))
+    change = await watch.read()
+    assert [n.load.running for n in change.nodes] == [7]
+    assert not change.models
+    await call.done_writing()
+    change = await watch.read()
+    assert change.nodes[0].state == resources_pb2.NODE_STATE_OFFLINE
+    assert change.models[0].ready_node_count == 0
+    await registry.models.DeleteModel(model_service_pb2.DeleteModelRequest(name="m"))
+    assert list((await watch.read()).deleted_models) == ["m"]
+
+
+async def test_models(registry: Registry) -> None:
+    call = await attach(registry, join("a", 1, "org/m:v1"), report())
+    name = "org/m:v1"
+    get = model_service_pb2.GetModelRequest(name=name)
+    assert (await registry.models.GetModel(get)).name == name
+    listed = await registry.models.ListOpenAIModels(model_service_pb2.ListOpenAIModelsRequest())
+    assert listed.object == "list"
+    assert [(m.id, m.object, m.owned_by) for m in listed.data] == [(name, "model", "infermesh")]
+    openai = await registry.models.GetOpenAIModel(
+        model_service_pb2.GetOpenAIModelRequest(model=name)
+    )
+    assert openai.created > 1_700_000_000
+
+    delete = model_service_pb2.DeleteModelRequest(name=name)
+    refusal = await refused(registry.models.DeleteModel(delete))
+    assert refusal == (code_pb2.FAILED_PRECONDITION, "FAILED_PRECONDITION", None)
+    await call.done_writing()
+    await call.read()
+    listed = await registry.models.ListOpenAIModels(model_service_pb2.ListOpenAIModelsRequest())
+    assert not listed.data
+    await registry.models.DeleteModel(delete)
+    missing = (code_pb2.NOT_FOUND, "MODEL_NOT_FOUND", "model")
+    assert await refused(registry.models.DeleteModel(delete)) == missing
+    assert await refused(registry.models.GetModel(get)) == missing
+    get_openai = model_service_pb2.GetOpenAIModelRequest(model=name)
+    assert await refused(registry.models.GetOpenAIModel(get_openai)) == missing
+
+
+async def test_a_restart_drops_nobody(postgres_url: str, registry: Registry) -> None:
+    call = await attach(registry, join("a", 1), report())
+    await registry.wait_for("a", resources_pb2.NODE_STATE_READY)
+    await asyncio.sleep(0.1)
+    async with running(postgres_url) as restarted:
+        assert await restarted.state("a") == resources_pb2.NODE_STATE_READY
+        models = await restarted.models.ListModels(model_service_pb2.ListModelsRequest())
+        assert models.models[0].ready_node_count == 1
+        await restarted.wait_for("a", resources_pb2.NODE_STATE_OFFLINE)
+    call.cancel()
+
+
+async def test_stopping_ends_streams_so_that_nodes_come_back(
+    postgres_url: str, registry: Registry
+) -> None:
+    settings = RegistrySettings(drain_s=1, database_url=postgres_url, lease_s=LEASE_S)
+    async with AsyncExitStack() as stack:
+        address = await stack.enter_async_context(serving(settings, make_app(settings)))
+        channel = grpc.aio.insecure_channel(address)
+        other = Registry(channel)
+        watch = other.nodes.WatchMesh(node_service_pb2.WatchMeshRequest())
+        await watch.read()
+        call = await attach(other, join("x", 9))
+        ended = asyncio.gather(refused(watch), refused(call))
+        started = asyncio.get_running_loop().time()
+    assert await ended == [(code_pb2.UNAVAILABLE, "", None)] * 2
+    assert asyncio.get_running_loop().time() - started < settings.drain_s
+    await channel.close()
+
+
+async def test_the_store_keeps_what_it_is_given(postgres_url: str, registry: Registry) -> None:
+    engine = make_engine(postgres_url)
+    store = PostgresStore(engine)
+    created = datetime(2026, 1, 2, tzinfo=UTC)
+    model = ModelRow("m", (1, 2), 4096, created)
+    node = NodeRow(
+        "a", "127.0.0.1:1", "llamacpp", "", (ServedModelRow("m", (1,), 9),), True, 4, created, None
+    )
+    await store.save([node], [model])
+    later = ModelRow("m", (1,), 8192, created + timedelta(days=1))
+    await store.save([node], [later])
+    nodes, models = await store.load()
+    assert list(nodes) == [node]
+    assert list(models) == [ModelRow("m", (1,), 8192, created)]
+    await store.delete_model("m")
+    await store.delete_model("m")
+    assert not (await store.load())[1]
+    await engine.dispose()
+
+
+async def test_a_store_that_is_away_says_so() -> None:
+    engine = make_engine("postgresql+asyncpg://u:p@127.0.0.1:1/none")
+    with pytest.raises(StoreUnavailableError):
+        await PostgresStore(engine).load()
+    await engine.dispose()

@@ -1,0 +1,376 @@
+"""The life of nodes and models: joins, leases, states, drains, and what is written of them."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from infermesh.registry.v1 import node_service_pb2 as pb
+from infermesh.registry.v1 import resources_pb2 as r
+
+from services.kit.errors import MeshError
+from services.registry import mesh as mesh_module
+from services.registry.attachment import Attachment, End
+from services.registry.journal import Journal
+from services.registry.mesh import Mesh
+from services.registry.store import ModelRow, NodeRow, StoreUnavailableError
+from services.registry.watchers import Watchers
+
+LEASE_S = 4.0
+
+
+class MemoryStore:
+    """Keeps rows in memory, and can be away."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, NodeRow] = {}
+        self.models: dict[str, ModelRow] = {}
+        self.away = False
+        self.writes = 0
+
+    def _check(self) -> None:
+        if self.away:
+            raise StoreUnavailableError("away")
+
+    async def load(self) -> tuple[Sequence[NodeRow], Sequence[ModelRow]]:
+        self._check()
+        return list(self.nodes.values()), list(self.models.values())
+
+    async def save(self, nodes: Sequence[NodeRow], models: Sequence[ModelRow]) -> None:
+        self._check()
+        self.writes += 1
+        self.nodes.update({row.node_id: row for row in nodes})
+        self.models.update({row.name: row for row in models})
+
+    async def delete_model(self, name: str) -> None:
+        self._check()
+        self.models.pop(name, None)
+
+
+class World:
+    """A mesh with a store behind it and a clock that a test turns."""
+
+    def __init__(self, store: MemoryStore | None = None) -> None:
+        self.time_s = 100.0
+        self.store = store or MemoryStore()
+        self.journal = Journal(self.store)
+        self.mesh = Mesh(
+            self.journal,
+            Watchers(),
+            lease_s=LEASE_S,
+            clock=lambda: self.time_s,
+            now=lambda: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.time_s),
+        )
+
+    async def join(self, node_id: str = "a", port: int = 1, *models: str) -> Attachment:
+        return await self.mesh.join(
+            pb.JoinNode(
+                node_id=node_id,
+                address=f"127.0.0.1:{port}",
+                engine="llamacpp",
+                models=[
+                    r.ServedModel(
+                        name=name, capabilities=[r.CAPABILITY_CHAT], context_length=1024 * port
+                    )
+                    for name in models or ("m",)
+                ],
+            )
+        )
+
+    def report(self, attachment: Attachment, up: bool = True, draining: bool = False) -> None:
+        self.mesh.report(attachment, pb.NodeReport(engine_up=up, draining=draining))
+
+    def state(self, node_id: str = "a") -> str:
+        return r.NodeState.Name(self.mesh.node(node_id).state).removeprefix("NODE_STATE_")
+
+    async def flush(self) -> None:
+        await self.journal.finish(self.mesh.rows)
+
+
+def reason(caught: pytest.ExceptionInfo[MeshError]) -> str:
+    return caught.value.reason_name
+
+
+async def test_a_lease_runs_out_after_silence_and_no_sooner() -> None:
+    world = World()
+    attachment = await world.join()
+    for _ in range(20):
+        world.time_s += 0.5
+        world.report(attachment)
+        assert world.mesh.expire() > 0
+    assert world.state() == "READY"
+    world.time_s += LEASE_S - 0.1
+    assert world.mesh.expire() == pytest.approx(0.1)
+    assert world.state() == "READY"
+    world.time_s += 0.1
+    world.mesh.expire()
+    assert world.state() == "OFFLINE"
+    assert not world.mesh.node("a").HasField("load")
+    # It was only slow: the next report brings it back.
+    world.report(attachment)
+    assert world.state() == "READY"
+
+
+async def test_the_next_look_is_never_later_than_a_lease() -> None:
+    world = World()
+    assert world.mesh.expire() == LEASE_S
+    await world.join()
+    world.time_s += 1.0
+    assert world.mesh.expire() == pytest.approx(LEASE_S - 1.0)
+
+
+async def test_a_registry_that_stood_still_blames_nobody() -> None:
+    world = World()
+    world.report(await world.join())
+    world.mesh.expire()
+    world.time_s += 60
+    world.mesh.expire()
+    assert world.state() == "READY"
+    world.time_s += LEASE_S
+    world.mesh.expire()
+    assert world.state() == "OFFLINE"
+
+
+async def test_states_follow_reports() -> None:
+    world = World()
+    attachment = await world.join()
+    assert world.state() == "ENGINE_DOWN"
+    for up, draining, state in (
+        (True, False, "READY"),
+        (False, False, "ENGINE_DOWN"),
+        (True, True, "DRAINING"),
+        (False, True, "DRAINING"),
+        (True, False, "READY"),
+    ):
+        world.report(attachment, up, draining)
+        assert world.state() == state
+    world.mesh.leave(attachment)
+    assert world.state() == "OFFLINE"
+
+
+async def test_a_broken_stream_changes_no_state_and_a_new_one_neither() -> None:
+    world = World()
+    first = await world.join()
+    world.report(first)
+    world.mesh.detach(first)
+    assert world.state() == "READY"
+    await world.join()
+    assert world.state() == "READY"
+
+
+async def test_a_replaced_stream_has_no_say() -> None:
+    world = World()
+    first = await world.join()
+    second = await world.join("a", 2)
+    assert first.end is End.REPLACED
+    world.report(second)
+    world.report(first, up=False)
+    world.mesh.leave(first)
+    world.mesh.detach(first)
+    assert world.state() == "READY"
+    assert second.end is None
+
+
+async def test_an_address_changes_hands_only_without_a_stream() -> None:
+    world = World()
+    first = await world.join("a", 1)
+    world.report(first)
+    with pytest.raises(MeshError) as caught:
+        await world.join("b", 1)
+    assert reason(caught) == "INVALID_ARGUMENT"
+    assert "b" not in world.store.nodes
+    world.mesh.detach(first)
+    await world.join("b", 1)
+    assert world.state("a") == "OFFLINE"
+
+
+async def test_a_node_whose_lease_ran_out_loses_its_address_for_good() -> None:
+    world = World()
+    first = await world.join("a", 1)
+    world.time_s += LEASE_S
+    world.mesh.expire()
+    await world.join("b", 1)
+    assert first.end is End.REPLACED
+    world.report(first)
+    assert world.state("a") == "OFFLINE"
+
+
+async def test_an_operators_drain_outlives_everything_but_resume() -> None:
+    world = World()
+    first = await world.join()
+    world.report(first)
+    node = await world.mesh.set_drain("a", True)
+    assert node.state == r.NODE_STATE_DRAINING
+    assert await first.next_drain() is True
+    assert world.store.nodes["a"].draining
+    world.report(first)
+    world.mesh.leave(first)
+    assert world.state() == "OFFLINE"
+
+    await world.flush()
+    restarted = World(world.store)
+    restarted.mesh.restore(*await world.store.load())
+    second = await restarted.join()
+    assert await second.next_drain() is True
+    restarted.report(second)
+    assert restarted.state() == "DRAINING"
+    await restarted.mesh.set_drain("a", False)
+    assert await second.next_drain() is False
+    assert restarted.state() == "READY"
+
+
+async def test_draining_an_offline_node_leaves_it_offline() -> None:
+    world = World()
+    world.mesh.leave(await world.join())
+    await world.mesh.set_drain("a", True)
+    assert world.state() == "OFFLINE"
+    with pytest.raises(MeshError) as caught:
+        await world.mesh.set_drain("nobody", True)
+    assert reason(caught) == "NOT_FOUND"
+
+
+async def test_a_restart_gives_nodes_that_were_online_a_fresh_lease() -> None:
+    world = World()
+    world.report(await world.join("a", 1))
+    world.mesh.leave(await world.join("gone", 2))
+    await world.flush()
+    restarted = World(world.store)
+    restarted.time_s = 5000.0
+    restarted.mesh.restore(*await world.store.load())
+    assert (restarted.state("a"), restarted.state("gone")) == ("READY", "OFFLINE")
+    assert restarted.mesh.catalogue.get("m").ready_node_count == 1
+    restarted.mesh.expire()
+    restarted.time_s += LEASE_S
+    restarted.mesh.expire()
+    assert restarted.state("a") == "OFFLINE"
+
+
+async def test_models_follow_the_nodes_that_serve_them() -> None:
+    world = World()
+    small, big = await world.join("a", 1), await world.join("b", 2)
+    catalogue = world.mesh.catalogue
+    assert catalogue.get("m").context_length == 2048
+    world.report(small)
+    assert catalogue.get("m").ready_node_count == 1
+    world.mesh.leave(big)
+    assert catalogue.get("m").context_length == 1024
+    await world.join("a", 1, "other")
+    # Nobody serves it any more: it stays, as it was last known.
+    assert (catalogue.get("m").context_length, catalogue.get("m").ready_node_count) == (1024, 0)
+    assert not catalogue.is_served("m")
+    assert catalogue.get("other").ready_node_count == 1
+
+
+async def test_a_served_model_cannot_be_deleted() -> None:
+    world = World()
+    attachment = await world.join()
+    with pytest.raises(MeshError) as caught:
+        await world.mesh.delete_model("m")
+    assert reason(caught) == "FAILED_PRECONDITION"
+    world.mesh.leave(attachment)
+    await world.mesh.delete_model("m")
+    assert "m" not in world.store.models
+    with pytest.raises(MeshError) as caught:
+        await world.mesh.delete_model("m")
+    assert reason(caught) == "MODEL_NOT_FOUND"
+    # The node that listed it comes back, and so does the model.
+    world.report(await world.join())
+    assert world.mesh.catalogue.get("m").ready_node_count == 1
+
+
+async def test_reports_write_nothing_and_changes_do() -> None:
+    world = World()
+    attachment = await world.join()
+    world.report(attachment)
+    await world.flush()
+    writes = world.store.writes
+    for _ in range(10):
+        world.report(attachment)
+        await world.flush()
+    assert world.store.writes == writes
+    world.report(attachment, up=False)
+    await world.flush()
+    assert world.store.writes == writes + 1
+    assert world.store.nodes["a"].state == r.NODE_STATE_ENGINE_DOWN
+
+
+async def test_without_the_store_only_what_is_new_fails() -> None:
+    world = World()
+    attachment = await world.join()
+    world.report(attachment)
+    await world.flush()
+    world.store.away = True
+    for wanted in (
+        world.join("new", 2),
+        world.join("a", 1, "new-model"),
+        world.mesh.set_drain("a", True),
+    ):
+        with pytest.raises(MeshError) as caught:
+            await wanted
+        assert reason(caught) == "STORE_UNAVAILABLE"
+    assert [node.node_id for node in world.mesh.nodes()] == ["a"]
+    assert world.state() == "READY"
+    # A known node joins again, and what changes meanwhile is written once the store is back.
+    again = await world.join()
+    world.report(again, up=False)
+    await world.flush()
+    assert world.store.nodes["a"].state == r.NODE_STATE_READY
+    world.store.away = False
+    await world.flush()
+    assert world.store.nodes["a"].state == r.NODE_STATE_ENGINE_DOWN
+
+
+async def test_bad_joins(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    for address in ("host.test:80", "localhost:1"):
+        with pytest.raises(MeshError) as caught:
+            await world.mesh.join(pb.JoinNode(node_id="a", address=address))
+        assert (reason(caught), caught.value.param) == ("INVALID_ARGUMENT", "join.address")
+    monkeypatch.setattr(mesh_module, "MAX_NODES", 1)
+    await world.join("a", 1)
+    with pytest.raises(MeshError) as caught:
+        await world.join("b", 2)
+    assert reason(caught) == "FAILED_PRECONDITION"
+    await world.join("a", 3)
+
+
+async def test_watchers_hold_names_not_messages() -> None:
+    world = World()
+    attachment = await world.join()
+    watcher = world.mesh.watchers.add()
+    for _ in range(1000):
+        world.report(attachment)
+    world.mesh.leave(attachment)
+    changes = await watcher.take()
+    assert changes
+    assert (changes.nodes, changes.models) == ({"a"}, {"m"})
+    assert not watcher.wake.is_set()
+    await world.mesh.delete_model("m")
+    changes = await watcher.take()
+    assert changes
+    assert (changes.models, changes.deleted_models) == (set(), {"m"})
+
+    waiting = asyncio.create_task(watcher.take())
+    await asyncio.sleep(0)
+    world.mesh.close()
+    assert await waiting is None
+    world.mesh.watchers.remove(watcher)
+    assert len(world.mesh.watchers) == 0
+
+
+async def test_a_deleted_model_that_returns_is_not_told_as_deleted() -> None:
+    world = World()
+    watcher = world.mesh.watchers.add()
+    world.mesh.watchers.model_deleted("m")
+    world.mesh.watchers.model_changed("m")
+    changes = await watcher.take()
+    assert changes
+    assert (changes.models, changes.deleted_models) == ({"m"}, set())
+
+
+async def test_stopping_ends_all_streams() -> None:
+    world = World()
+    attachment = await world.join()
+    world.mesh.close()
+    assert await attachment.next_drain() is None
+    assert attachment.end is End.STOPPING
