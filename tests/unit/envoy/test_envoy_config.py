@@ -20,6 +20,7 @@ TEXT = (REPOSITORY / "envoy" / "envoy.yaml").read_text()
 def rendered() -> str:
     names = set(re.findall(r"\$\{([A-Z_]+)\}", TEXT))
     values = {name: "17999" if name.endswith("PORT") else "127.0.0.1" for name in names}
+    values["INTERNAL_PORT"] = "17998"
     values["ADMIN_SOCKET"] = "admin.sock"
     values["DESCRIPTORS"] = str(REPOSITORY / "gen" / "infermesh.binpb")
     return string.Template(TEXT).substitute(values)

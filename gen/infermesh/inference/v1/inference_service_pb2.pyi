@@ -774,7 +774,7 @@ class Embedding(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     tokens: _builtins.int
-    """Tokens of its input; unset when the engine gives only a total."""
+    """Tokens of its input, always set; their sum is the usage."""
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Its components, in order."""

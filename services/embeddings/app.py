@@ -1,0 +1,76 @@
+"""Puts the embeddings service together."""
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+import redis.asyncio
+from infermesh.embeddings.v1 import embeddings_service_pb2_grpc
+from infermesh.metrics.v1 import usage_service_pb2_grpc
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from services.embeddings.accounting import Accounting
+from services.embeddings.batcher import Batcher, Limits
+from services.embeddings.cache import RedisCache
+from services.embeddings.embedder import Embedder
+from services.embeddings.node import EmbeddingNodes
+from services.embeddings.servicer import EmbeddingsServicer
+from services.embeddings.settings import EmbeddingsSettings
+from services.kit.guard import guarded
+from services.kit.server import CHANNEL_OPTIONS, App, Health
+from services.kit.usage_spool import open_spool
+
+_REDIS_TIMEOUT_S = 0.1
+_REDIS_CONNECTIONS = 16
+
+
+def app(settings: EmbeddingsSettings) -> App:
+    """Returns the service for the settings."""
+
+    @contextlib.asynccontextmanager
+    async def context(server: grpc.aio.Server, _: Health) -> AsyncIterator[Sequence[str]]:
+        async with contextlib.AsyncExitStack() as stack:
+            client = redis.asyncio.Redis(connection_pool=_redis_pool(settings.redis_url))
+            stack.push_async_callback(client.aclose, close_connection_pool=True)
+            inference = await stack.enter_async_context(_channel(settings.inference_address))
+            metrics = await stack.enter_async_context(_channel(settings.metrics_address))
+            spool = await stack.enter_async_context(
+                open_spool(
+                    settings.state_dir / "usage",
+                    usage_service_pb2_grpc.UsageServiceStub(metrics).RecordUsage,
+                )
+            )
+            batcher = Batcher(
+                EmbeddingNodes(inference, settings.inference_timeout_s).embed,
+                Limits(
+                    texts=settings.batch_texts,
+                    window_s=settings.batch_window_ms / 1000,
+                    calls=settings.batch_calls,
+                ),
+            )
+            stack.push_async_callback(batcher.close)
+            cache = RedisCache(client, ttl_s=settings.cache_ttl_s, clock=time.monotonic)
+            embeddings_service_pb2_grpc.add_EmbeddingsServiceServicer_to_server(
+                EmbeddingsServicer(Embedder(cache, batcher), Accounting(spool)), guarded(server)
+            )
+            yield ("infermesh.embeddings.v1.EmbeddingsService",)
+
+    return context
+
+
+def _channel(address: str) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+
+def _redis_pool(url: str) -> "redis.asyncio.BlockingConnectionPool":
+    return redis.asyncio.BlockingConnectionPool.from_url(
+        url,
+        max_connections=_REDIS_CONNECTIONS,
+        timeout=_REDIS_TIMEOUT_S,
+        socket_timeout=_REDIS_TIMEOUT_S,
+        socket_connect_timeout=_REDIS_TIMEOUT_S,
+        # The cache has its own way with failures.
+        retry=Retry(NoBackoff(), 0),
+    )

@@ -1,0 +1,92 @@
+"""OpenAI's form of requests and answers, `POST /v1/embeddings`."""
+
+import binascii
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import orjson
+from infermesh.errors.v1 import errors_pb2
+
+from services.embeddings.vectors import Vector
+from services.kit.errors import MeshError
+
+MAX_INPUTS = 2048
+_MAX_MODEL_CHARS = 200
+
+
+class EmbeddingsRequest(NamedTuple):
+    """A request that was checked."""
+
+    model: str
+    inputs: Sequence[str]
+    is_base64: bool
+
+
+def parse(body: bytes) -> EmbeddingsRequest:
+    """Reads a request body.
+
+    Raises:
+        MeshError: `INVALID_JSON`, or `INVALID_ARGUMENT` with the field at fault.
+    """
+    try:
+        request = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MeshError(
+            errors_pb2.ERROR_REASON_INVALID_JSON, f"The body is not valid JSON: {error}."
+        ) from None
+    if not isinstance(request, dict):
+        _refuse(None, "The body must be a JSON object.")
+    model = request.get("model")
+    if not isinstance(model, str) or not 0 < len(model) <= _MAX_MODEL_CHARS:
+        _refuse("model", f"`model` must be a text of 1 to {_MAX_MODEL_CHARS} characters.")
+    encoding = request.get("encoding_format")
+    if encoding not in (None, "float", "base64"):
+        _refuse("encoding_format", "`encoding_format` must be `float` or `base64`.")
+    if request.get("dimensions") is not None:
+        _refuse("dimensions", "`dimensions` is not supported: the model's size is fixed.")
+    return EmbeddingsRequest(model, _inputs(request.get("input")), encoding == "base64")
+
+
+def answer(request: EmbeddingsRequest, vectors: Sequence[Vector]) -> bytes:
+    """Returns the response body; floats are exact, base64 is of little-endian float32."""
+    tokens = sum(vector.tokens for vector in vectors)
+    return orjson.dumps(
+        {
+            "object": "list",
+            "data": [
+                {
+                    "object": "embedding",
+                    "index": index,
+                    "embedding": (
+                        binascii.b2a_base64(vector.data, newline=False).decode()
+                        if request.is_base64
+                        else vector.values()
+                    ),
+                }
+                for index, vector in enumerate(vectors)
+            ],
+            "model": request.model,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+    )
+
+
+def _inputs(value: Any) -> Sequence[str]:
+    if isinstance(value, str):
+        if not value:
+            _refuse("input", "`input` must not be empty.")
+        return [value]
+    if not isinstance(value, list):
+        _refuse("input", "`input` must be a text or a list of texts.")
+    if not 0 < len(value) <= MAX_INPUTS:
+        _refuse("input", f"`input` must hold 1 to {MAX_INPUTS} texts.")
+    for index, text in enumerate(value):
+        if isinstance(text, list) or type(text) is int:
+            _refuse("input", "`input` as tokens is not supported; send texts.")
+        if not isinstance(text, str) or not text:
+            _refuse(f"input[{index}]", f"`input[{index}]` must be a text that is not empty.")
+    return value
+
+
+def _refuse(param: str | None, message: str) -> NoReturn:
+    raise MeshError(errors_pb2.ERROR_REASON_INVALID_ARGUMENT, message, param=param)

@@ -1,0 +1,89 @@
+"""The RPCs of the embeddings service."""
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import grpc
+from google.api import httpbody_pb2
+from infermesh.embeddings.v1 import embeddings_service_pb2, embeddings_service_pb2_grpc
+from infermesh.errors.v1 import errors_pb2
+
+from services.embeddings import openai
+from services.embeddings.accounting import Accounting
+from services.embeddings.caller import Caller, caller_of
+from services.embeddings.embedder import Embedder
+from services.kit.errors import MeshError
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class EmbeddingsServicer(embeddings_service_pb2_grpc.EmbeddingsServiceServicer):
+    """Serves embeddings in OpenAI's form and with typed messages."""
+
+    def __init__(self, embedder: Embedder, accounting: Accounting) -> None:
+        self._embedder = embedder
+        self._accounting = accounting
+
+    async def CreateEmbeddings(
+        self, request: httpbody_pb2.HttpBody, context: _Context
+    ) -> httpbody_pb2.HttpBody:
+        """Answers OpenAI's `POST /v1/embeddings`."""
+        caller = _caller(context)
+        with self._accounting.account(caller) as account:
+            parsed = openai.parse(request.data)
+            _check_model(caller, parsed.model)
+            account.set_model(parsed.model)
+            vectors = await self._embedder.embed(
+                parsed.model,
+                parsed.inputs,
+                tenant=caller.tenant,
+                request_id=caller.request_id,
+                field="input",
+            )
+            account.set_vectors(vectors)
+            return httpbody_pb2.HttpBody(
+                content_type="application/json", data=openai.answer(parsed, vectors)
+            )
+
+    async def Embed(
+        self, request: embeddings_service_pb2.EmbedRequest, context: _Context
+    ) -> embeddings_service_pb2.EmbedResponse:
+        """Answers with typed messages."""
+        caller = _caller(context)
+        with self._accounting.account(caller) as account:
+            _check_model(caller, request.model)
+            account.set_model(request.model)
+            vectors = await self._embedder.embed(
+                request.model,
+                request.inputs,
+                tenant=caller.tenant,
+                request_id=caller.request_id,
+                field="inputs",
+            )
+            account.set_vectors(vectors)
+            return embeddings_service_pb2.EmbedResponse(
+                model=request.model,
+                embeddings=(
+                    embeddings_service_pb2.Embedding(values=vector.values(), cached=vector.cached)
+                    for vector in vectors
+                ),
+                prompt_tokens=sum(vector.tokens for vector in vectors),
+            )
+
+
+def _caller(context: _Context) -> Caller:
+    metadata = cast("Iterable[tuple[str, str | bytes]]", context.invocation_metadata() or ())
+    return caller_of(metadata)
+
+
+def _check_model(caller: Caller, model: str) -> None:
+    """Refuses a body that names another model than the one that auth has checked.
+
+    JSON allows a key twice, and two parsers may then read two models.
+    """
+    if caller.model and caller.model != model:
+        raise MeshError(
+            errors_pb2.ERROR_REASON_INVALID_ARGUMENT,
+            "`model` must be in the body once.",
+            param="model",
+        )
