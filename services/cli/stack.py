@@ -1,18 +1,14 @@
 """The embedded mesh: which processes it is made of, and what each is told."""
 
-import asyncio
 import os
 import secrets
 import string
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-from services.cli import embedded
+from services.cli import binaries, embedded, probes
 from services.cli.part import Part
 
 REPOSITORY = Path(__file__).parents[2]
@@ -66,8 +62,10 @@ class _Stack:
 
     def parts(self) -> list[Part]:
         """Returns all parts."""
-        postgres, database_url = embedded.postgres(self._state, self._port(_POSTGRES))
-        redis, redis_url = embedded.redis(self._state, self._port(_REDIS))
+        logs = self._state / "logs"
+        postgres = embedded.postgres(self._state, self._port(_POSTGRES), logs)
+        redis = embedded.redis(self._state, self._port(_REDIS), logs)
+        database_url = postgres.url
         nodes = [
             *((f"node-{i + 1}", i, CHAT_MODEL) for i in range(self._options.chat_nodes)),
             ("node-embed", self._options.chat_nodes, EMBEDDING_MODEL),
@@ -85,10 +83,10 @@ class _Stack:
             },
             **{name: self._at(_NODE + i) for name, i, _ in nodes},
         }
-        after_database = (postgres.name,)
+        after_database = (postgres.part.name,)
         return [
-            postgres,
-            redis,
+            postgres.part,
+            redis.part,
             *(self._engine(i, model) for _, i, model in nodes),
             self._service(
                 "auth",
@@ -118,13 +116,17 @@ class _Stack:
                 {
                     "INFERENCE_ADDRESS": self._at(_INTERNAL),
                     "METRICS_ADDRESS": self._at(_METRICS),
-                    "REDIS_URL": redis_url,
+                    "REDIS_URL": redis.url,
                     "STATE_DIR": str(self._state / "embeddings"),
                 },
             ),
             *(self._node(name, i) for name, i, _ in nodes),
             self._envoy(),
         ]
+
+    def _local_host(self) -> str:
+        """Returns where the front door is reached from this machine."""
+        return "127.0.0.1" if self._options.host == "0.0.0.0" else self._options.host
 
     def _port(self, offset: int) -> int:
         return self._options.base_port + offset
@@ -153,14 +155,13 @@ class _Stack:
                 "INFERMESH_DRAIN_S": "2",
                 **{f"INFERMESH_{key}": value for key, value in settings.items()},
             },
-            probe=_serving(address),
+            probe=probes.grpc_health("127.0.0.1", self._port(offset)),
             log_file=self._log(name),
             after=after,
             ports={name: self._port(offset)},
         )
 
     def _node(self, name: str, index: int) -> Part:
-        mesh_host = "127.0.0.1" if self._options.host == "0.0.0.0" else self._options.host
         return self._service(
             name,
             _NODE + index,
@@ -168,7 +169,7 @@ class _Stack:
                 "NODE_ID": name,
                 "ENGINE": "llamacpp",
                 "ENGINE_URL": f"http://{self._at(_ENGINE + index)}",
-                "MESH_ADDRESS": f"{mesh_host}:{self._options.port}",
+                "MESH_ADDRESS": f"{self._local_host()}:{self._options.port}",
                 "NODE_KEY": self._node_key,
                 "STATE_DIR": str(self._state / name),
             },
@@ -193,7 +194,7 @@ class _Stack:
             name=name,
             argv=argv,
             env=_inherited(),
-            probe=_http_ok("127.0.0.1", port, "/health"),
+            probe=probes.http("127.0.0.1", port, "/health"),
             log_file=self._log(name),
             ports={name: port},
         )
@@ -224,13 +225,13 @@ class _Stack:
         return Part(
             name="envoy",
             argv=[
-                *(embedded.envoy_binary(), "--config-path", str(config)),
+                *(str(binaries.envoy()), "--config-path", str(config)),
                 *("--concurrency", str(os.cpu_count() or 1)),
                 *("--log-level", "warning", "--disable-hot-restart"),
                 *("--drain-time-s", "2", "--file-flush-interval-msec", "1000"),
             ],
             env=_inherited(),
-            probe=_accepts("127.0.0.1", self._options.port),
+            probe=probes.tcp(self._local_host(), self._options.port),
             log_file=self._log("envoy"),
             # Envoy waits for its first assignment before it listens.
             after=("routing",),
@@ -253,51 +254,3 @@ def _secret(path: Path, prefix: str) -> str:
             file.write(prefix + secrets.token_urlsafe(32) + "\n")
         new.replace(path)
     return path.read_text().strip()
-
-
-def _serving(address: str) -> Callable[[], Awaitable[bool]]:
-    async def probe() -> bool:
-        async with grpc.aio.insecure_channel(address) as channel:
-            try:
-                reply = await health_pb2_grpc.HealthStub(channel).Check(
-                    health_pb2.HealthCheckRequest(), timeout=1
-                )
-            except grpc.aio.AioRpcError:
-                return False
-            return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
-
-    return probe
-
-
-def _accepts(host: str, port: int) -> Callable[[], Awaitable[bool]]:
-    async def probe() -> bool:
-        try:
-            _, writer = await asyncio.open_connection(host, port)
-        except OSError:
-            return False
-        writer.close()
-        return True
-
-    return probe
-
-
-def _http_ok(host: str, port: int, path: str) -> Callable[[], Awaitable[bool]]:
-    """Returns a probe for an HTTP 200; the smallest request that HTTP/1.1 knows."""
-
-    async def probe() -> bool:
-        try:
-            reader, writer = await asyncio.open_connection(host, port)
-        except OSError:
-            return False
-        try:
-            writer.write(
-                f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode()
-            )
-            async with asyncio.timeout(1):
-                return b" 200 " in await reader.readline()
-        except (OSError, TimeoutError):
-            return False
-        finally:
-            writer.close()
-
-    return probe

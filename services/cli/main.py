@@ -1,0 +1,20 @@
+"""The command line of infermesh. Commands import what they need when they run, so help is fast."""
+
+import typer
+
+from services.cli.commands import chat, keys, models, node, nodes, status, up
+
+app = typer.Typer(
+    help="Turns a handful of GPU machines into one LLM endpoint.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("up")(up.up)
+app.command("status")(status.status)
+app.command("chat")(chat.chat)
+app.command("node")(node.node)
+app.add_typer(keys.app, name="keys")
+app.add_typer(models.app, name="models")
+app.add_typer(nodes.app, name="nodes")

@@ -1,0 +1,131 @@
+"""Runs the embedded mesh in the terminal: starts it, shows it, and stops it."""
+
+import asyncio
+import signal
+from collections import deque
+from pathlib import Path
+
+import grpc
+from infermesh.registry.v1 import (
+    node_service_pb2,
+    node_service_pb2_grpc,
+    resources_pb2,
+)
+from rich.console import Console
+
+from services.cli import ports, stack
+from services.cli.keeper import PartState, PartStatus
+from services.cli.options import fail
+from services.cli.part import Part
+from services.cli.screen import front_door, screen
+from services.cli.supervisor import StartError, Supervisor
+
+JOIN_LIMIT_S = 20.0
+
+
+def run(options: stack.Options, shown_state_dir: Path) -> None:
+    """Runs the mesh until SIGINT or SIGTERM; ends the command with status 1 if it does not start.
+
+    Args:
+        shown_state_dir: The state folder as the person knows it.
+    """
+    parts = stack.build(options)
+    taken = ports.conflicts(parts, options.host)
+    if taken:
+        fail("\n".join(f"Cannot start: {conflict}." for conflict in taken))
+    if problem := asyncio.run(_Run(options, parts, shown_state_dir).run()):
+        fail(problem)
+
+
+class _Run:
+    def __init__(self, options: stack.Options, parts: list[Part], shown_state_dir: Path) -> None:
+        self._options = options
+        self._shown = shown_state_dir
+        self._parts = {part.name: part for part in parts}
+        self._supervisor = Supervisor(parts, self._changed)
+        self._console = Console(highlight=False)
+        self._started = False
+        self._down: set[str] = set()
+        self._spinner = self._console.status("Starting …")
+
+    async def run(self) -> str:
+        """Returns what went wrong; empty after a stop that was asked for."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, stop.set)
+        stopped = asyncio.create_task(stop.wait())
+        began = loop.time()
+        try:
+            with self._spinner:
+                starting = asyncio.create_task(self._start())
+                await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if not starting.done():
+                    starting.cancel()
+                    return ""
+                try:
+                    warning = starting.result()
+                except StartError as error:
+                    return f"{error}{self._tail(error)}"
+            self._started = True
+            self._console.print(
+                screen(self._options, self._shown, self._supervisor.states(), loop.time() - began),
+                soft_wrap=True,
+            )
+            if warning:
+                self._console.print(warning, style="yellow", soft_wrap=True)
+            running = asyncio.create_task(self._supervisor.run_forever())
+            await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            return ""
+        finally:
+            self._started = False
+            self._console.print("Stopping …")
+            await self._supervisor.stop()
+            self._console.print("Stopped.")
+
+    async def _start(self) -> str:
+        """Returns a warning about what is not there yet; empty when all is."""
+        await self._supervisor.start()
+        wanted = {name for name in self._parts if name.startswith("node-")}
+        missing = wanted
+        deadline = asyncio.get_running_loop().time() + JOIN_LIMIT_S
+        while missing and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.1)
+            missing = wanted - await self._ready_nodes()
+        names = ", ".join(sorted(missing))
+        return f"These nodes have not joined yet: {names}" if missing else ""
+
+    async def _ready_nodes(self) -> set[str]:
+        key = (self._options.state_dir / "admin.key").read_text().strip()
+        async with grpc.aio.insecure_channel(front_door(self._options)) as channel:
+            stub = node_service_pb2_grpc.NodeServiceStub(channel)
+            try:
+                reply = await stub.ListNodes(
+                    node_service_pb2.ListNodesRequest(),
+                    metadata=(("authorization", f"Bearer {key}"),),
+                    timeout=2,
+                )
+            except grpc.aio.AioRpcError:
+                return set()  # not yet; the caller asks again until its time is up
+        return {n.node_id for n in reply.nodes if n.state == resources_pb2.NODE_STATE_READY}
+
+    def _changed(self, status: PartStatus) -> None:
+        if not self._started:
+            states = self._supervisor.states().values()
+            ready = sum(each.state is PartState.READY for each in states)
+            self._spinner.update(f"Starting … {ready} of {len(states)} parts are ready")
+        elif status.state is PartState.BACKOFF and status.name not in self._down:
+            self._down.add(status.name)
+            self._console.print(f"{status.name} died ({status.detail}); starting it again")
+        elif status.state is PartState.READY:
+            self._down.discard(status.name)
+            self._console.print(f"{status.name} is back (start {status.restarts + 1})")
+
+    def _tail(self, error: StartError) -> str:
+        """Returns the last lines of the log of the part that did not start."""
+        try:
+            with self._parts[error.part].log_file.open(errors="replace") as log:
+                lines = deque(log, 8)
+        except FileNotFoundError:
+            return ""
+        return "".join(f"\n    {line.rstrip()}" for line in lines)
