@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from buf.validate import validate_pb2
 from google.protobuf.descriptor import ServiceDescriptor
+
+from buf.validate import validate_pb2
 from infermesh.access.v1 import access_pb2
 from infermesh.registry.v1 import resources_pb2
 

@@ -6,9 +6,9 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
+
 from infermesh.access.v1 import access_pb2
 from infermesh.auth.v1 import key_service_pb2_grpc
-
 from services.auth import access, check, contracts
 from services.auth.decision import Decider
 from services.auth.follower import Follower

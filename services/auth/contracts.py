@@ -4,8 +4,9 @@ import importlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import infermesh
 from google.protobuf.descriptor import ServiceDescriptor
+
+import infermesh
 
 
 def services() -> Sequence[ServiceDescriptor]:

@@ -1,7 +1,6 @@
 """What auth refuses, each refusal worded once."""
 
 from infermesh.errors.v1 import errors_pb2
-
 from services.kit.errors import MeshError
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import orjson
-from infermesh.access.v1 import access_pb2
 
+from infermesh.access.v1 import access_pb2
 from services.auth import errors, secret
 from services.auth.keyring import Keyring
 from services.auth.store import Key, KeyStore, Position

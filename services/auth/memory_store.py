@@ -5,7 +5,6 @@ from dataclasses import replace
 from datetime import datetime
 
 from infermesh.access.v1 import access_pb2
-
 from services.auth import errors
 from services.auth.store import Key, Position
 

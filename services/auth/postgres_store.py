@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from infermesh.access.v1 import access_pb2
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from infermesh.access.v1 import access_pb2
 from services.auth import errors
 from services.auth.store import Key, Position
 

@@ -4,8 +4,8 @@ import logging
 from typing import Any
 
 import grpc
-from infermesh.auth.v1 import key_service_pb2, key_service_pb2_grpc
 
+from infermesh.auth.v1 import key_service_pb2, key_service_pb2_grpc
 from services.auth.access import ROLE_NAMES
 from services.auth.keys import Keys
 from services.auth.store import Key

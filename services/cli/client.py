@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from typing import cast
 
 import grpc
+
 from infermesh.auth.v1 import key_service_pb2_grpc
 from infermesh.inference.v1 import inference_service_pb2_grpc
 from infermesh.metrics.v1 import metrics_service_pb2_grpc
 from infermesh.registry.v1 import model_service_pb2_grpc, node_service_pb2_grpc
-
 from services.cli.options import fail, find_key
 from services.kit.errors import from_rpc_error
 

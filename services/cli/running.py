@@ -6,13 +6,13 @@ from collections import deque
 from pathlib import Path
 
 import grpc
+from rich.console import Console
+
 from infermesh.registry.v1 import (
     node_service_pb2,
     node_service_pb2_grpc,
     resources_pb2,
 )
-from rich.console import Console
-
 from services.cli import ports, stack
 from services.cli.keeper import PartState, PartStatus
 from services.cli.options import fail

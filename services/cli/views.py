@@ -2,7 +2,6 @@
 
 from infermesh.metrics.v1 import metrics_service_pb2
 from infermesh.registry.v1 import model_service_pb2, node_service_pb2, resources_pb2
-
 from services.cli.client import TIMEOUT_S, Mesh
 from services.cli.tables import show
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from infermesh.metrics.v1 import usage_service_pb2
-
 from services.embeddings.caller import Caller
 from services.embeddings.vectors import Vector
 from services.kit.errors import MeshError

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 
 import grpc
 import redis.asyncio
-from infermesh.embeddings.v1 import embeddings_service_pb2_grpc
-from infermesh.metrics.v1 import usage_service_pb2_grpc
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from infermesh.embeddings.v1 import embeddings_service_pb2_grpc
+from infermesh.metrics.v1 import usage_service_pb2_grpc
 from services.embeddings.accounting import Accounting
 from services.embeddings.batcher import Batcher, Limits
 from services.embeddings.cache import RedisCache

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from infermesh.errors.v1 import errors_pb2
-
 from services.embeddings.vectors import Vector
 from services.kit.errors import MeshError
 

@@ -5,9 +5,9 @@ import struct
 from collections.abc import Sequence
 
 import grpc
+
 from infermesh.errors.v1 import errors_pb2
 from infermesh.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
-
 from services.embeddings.vectors import Vector
 from services.kit import headers
 from services.kit.errors import MeshError, from_rpc_error

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import orjson
-from infermesh.errors.v1 import errors_pb2
 
+from infermesh.errors.v1 import errors_pb2
 from services.embeddings.vectors import Vector
 from services.kit.errors import MeshError
 

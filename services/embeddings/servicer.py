@@ -5,9 +5,9 @@ from typing import Any, cast
 
 import grpc
 from google.api import httpbody_pb2
+
 from infermesh.embeddings.v1 import embeddings_service_pb2, embeddings_service_pb2_grpc
 from infermesh.errors.v1 import errors_pb2
-
 from services.embeddings import openai
 from services.embeddings.accounting import Accounting
 from services.embeddings.caller import Caller, caller_of

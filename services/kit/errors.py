@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, cast
 import grpc
 from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
-from infermesh.errors.v1 import errors_pb2
 
+from infermesh.errors.v1 import errors_pb2
 from services.kit import headers
 
 DOMAIN = "infermesh"

@@ -13,8 +13,8 @@ from typing import Any, NoReturn, cast
 import grpc
 import protovalidate
 from google.protobuf.message import Message
-from infermesh.errors.v1 import errors_pb2
 
+from infermesh.errors.v1 import errors_pb2
 from services.kit import headers, logs
 from services.kit.errors import MeshError
 

@@ -18,8 +18,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import grpc
-from infermesh.metrics.v1 import usage_service_pb2
 
+from infermesh.metrics.v1 import usage_service_pb2
 from services.kit.usage_log import Kind, Position, UsageLog
 
 log = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
-from infermesh.metrics.v1 import metrics_service_pb2_grpc, usage_service_pb2_grpc
 
+from infermesh.metrics.v1 import metrics_service_pb2_grpc, usage_service_pb2_grpc
 from services.kit import database
 from services.kit.guard import guarded
 from services.kit.server import App, Health

@@ -6,9 +6,9 @@ import datetime as dt
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+
 from infermesh.errors.v1 import errors_pb2
 from infermesh.metrics.v1 import usage_service_pb2
-
 from services.kit.errors import MeshError
 from services.metrics.usage import Sums, Usage
 

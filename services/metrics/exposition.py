@@ -6,10 +6,10 @@ generative AI (`gen_ai.server.request.duration`, `gen_ai.server.time_to_first_to
 
 from collections.abc import Iterable, Mapping
 
-from infermesh.metrics.v1 import usage_service_pb2
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from infermesh.metrics.v1 import usage_service_pb2
 from services.metrics.usage import Usage
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4

@@ -4,13 +4,13 @@ from typing import Any
 
 import grpc
 from google.api import httpbody_pb2
+
 from infermesh.metrics.v1 import (
     metrics_service_pb2,
     metrics_service_pb2_grpc,
     usage_service_pb2,
     usage_service_pb2_grpc,
 )
-
 from services.metrics import convert
 from services.metrics.exposition import CONTENT_TYPE, Exposition
 from services.metrics.health import MeshHealth

@@ -7,10 +7,10 @@ from typing import Any
 
 import asyncpg
 import sqlalchemy as sa
-from infermesh.errors.v1 import errors_pb2
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from infermesh.errors.v1 import errors_pb2
 from services.kit.errors import MeshError
 from services.metrics.tables import ledger, usage_daily
 from services.metrics.usage import SumKey, Sums, Usage, changes, latest_attempts

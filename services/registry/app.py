@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import grpc
-from infermesh.registry.v1 import model_service_pb2_grpc, node_service_pb2_grpc
 
+from infermesh.registry.v1 import model_service_pb2_grpc, node_service_pb2_grpc
 from services.kit.database import create_tables, make_engine
 from services.kit.guard import guarded
 from services.kit.server import App, Health

@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 
 from infermesh.errors.v1 import errors_pb2
 from infermesh.registry.v1 import resources_pb2
-
 from services.kit.errors import MeshError
 from services.registry.node import READY, LiveNode, timestamp
 from services.registry.store import ModelRow

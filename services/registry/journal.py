@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable, Collection, Sequence
 
 from infermesh.errors.v1 import errors_pb2
-
 from services.kit.errors import MeshError
 from services.registry.store import ModelRow, NodeRow, Store, StoreUnavailableError
 

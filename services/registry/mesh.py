@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 
 from infermesh.errors.v1 import errors_pb2
 from infermesh.registry.v1 import node_service_pb2, resources_pb2
-
 from services.kit.errors import MeshError
 from services.registry.attachment import Attachment, End
 from services.registry.catalogue import Catalogue

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from google.protobuf import timestamp_pb2
-from infermesh.registry.v1 import node_service_pb2, resources_pb2
 
+from infermesh.registry.v1 import node_service_pb2, resources_pb2
 from services.registry.attachment import Attachment
 from services.registry.store import NodeRow, ServedModelRow
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import grpc
 from google.protobuf import empty_pb2
+
 from infermesh.registry.v1 import model_service_pb2 as pb
 from infermesh.registry.v1 import model_service_pb2_grpc, resources_pb2
-
 from services.registry.mesh import Mesh
 
 _Context = grpc.aio.ServicerContext[Any, Any]

@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import grpc
 from google.protobuf import duration_pb2
+
 from infermesh.errors.v1 import errors_pb2
 from infermesh.registry.v1 import node_service_pb2 as pb
 from infermesh.registry.v1 import node_service_pb2_grpc, resources_pb2
-
 from services.kit.errors import MeshError
 from services.registry.attachment import Attachment, End
 from services.registry.mesh import Mesh

@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 import grpc
 from envoy.service.discovery.v3 import ads_pb2_grpc
-from infermesh.routing.v1 import routing_service_pb2_grpc
 
+from infermesh.routing.v1 import routing_service_pb2_grpc
 from services.kit.guard import guarded
 from services.kit.server import App, Health
 from services.routing import servicer_ads, servicer_ext_proc

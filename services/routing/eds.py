@@ -9,8 +9,8 @@ from envoy.config.core.v3 import address_pb2, base_pb2, health_check_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
-from infermesh.registry.v1 import resources_pb2
 
+from infermesh.registry.v1 import resources_pb2
 from services.routing.view import MeshView, NodeView
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from infermesh.errors.v1 import errors_pb2
-
 from services.kit.errors import MeshError
 from services.routing.plugins import Call, Filter, Picker, Scorer
 from services.routing.view import MeshView, NodeView

@@ -3,9 +3,9 @@
 from typing import Any
 
 import grpc
+
 from infermesh.routing.v1 import routing_service_pb2 as pb
 from infermesh.routing.v1 import routing_service_pb2_grpc
-
 from services.routing.scheduler import MAX_ADDRESSES, Rated, Scheduler
 
 _Context = grpc.aio.ServicerContext[Any, Any]

@@ -5,8 +5,8 @@ from typing import Any
 
 import grpc
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
-from infermesh.errors.v1 import errors_pb2
 
+from infermesh.errors.v1 import errors_pb2
 from services.kit import headers
 from services.kit.errors import MeshError
 from services.routing import replies

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from infermesh.registry.v1 import node_service_pb2, resources_pb2
-
 from services.routing.sent import SentCounter
 
 STALE_S = 3.0

@@ -6,8 +6,8 @@ import random
 from collections.abc import Awaitable, Callable
 
 import grpc
-from infermesh.registry.v1 import node_service_pb2, node_service_pb2_grpc
 
+from infermesh.registry.v1 import node_service_pb2, node_service_pb2_grpc
 from services.kit.server import CHANNEL_OPTIONS
 from services.routing.view import MeshView
 

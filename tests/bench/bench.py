@@ -23,6 +23,7 @@ import httpx
 import psutil
 from rich.console import Console
 from rich.table import Table
+
 from services.cli import stack
 from services.cli.part import Part
 from services.cli.supervisor import Supervisor
@@ -62,7 +63,7 @@ def parts(options: stack.Options) -> list[Part]:
     return found
 
 
-def wrk(url: str, body: object, key: str | None, connections: int, seconds: float) -> Figures:
+def wrk(url: str, body: object, key: str | None, connections: int, seconds: int) -> Figures:
     """Loads one address and returns what wrk measured."""
     env = {**os.environ, "BENCH_BODY": json.dumps(body)}
     env.pop("BENCH_KEY", None)
@@ -84,7 +85,7 @@ def cpu_seconds(pids: Mapping[str, int]) -> dict[str, float]:
     return used
 
 
-def measure(key: str, pids: Mapping[str, int], rounds: int, seconds: float) -> dict[str, object]:
+def measure(key: str, pids: Mapping[str, int], rounds: int, seconds: int) -> dict[str, Figures]:
     """Runs all workloads in interleaved rounds and returns the medians."""
     mesh, engine = f"http://127.0.0.1:{PORT}", f"http://127.0.0.1:{ENGINE_PORT}"
     samples: dict[str, list[Figures]] = {}
@@ -94,7 +95,7 @@ def measure(key: str, pids: Mapping[str, int], rounds: int, seconds: float) -> d
                 before = cpu_seconds(pids)
                 loaded = wrk(url, body, secret, 16, seconds)
                 after = cpu_seconds(pids)
-                alone = wrk(url, body, secret, 1, seconds / 2)
+                alone = wrk(url, body, secret, 1, (seconds + 1) // 2)
                 if number == 0:  # warms caches and connection pools
                     continue
                 figures = {
@@ -152,7 +153,15 @@ def show(result: Mapping[str, Mapping[str, float]]) -> None:
     console.print(table)
 
 
-async def run(rounds: int, seconds: float, output: Path) -> int:
+def write(result: Mapping[str, Figures], rounds: int, output: Path) -> None:
+    """Writes the figures as JSON."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "rounds": rounds}
+    output.write_text(json.dumps({"machine": machine, "result": result}, indent=2) + "\n")
+    print(f"written to {output}")
+
+
+async def run(rounds: int, seconds: int, output: Path) -> int:
     """Starts the mesh, measures, shows and writes the figures. Returns the exit status."""
     with tempfile.TemporaryDirectory(prefix="infermesh-bench-") as folder:
         state = Path(folder) / "state"
@@ -169,10 +178,7 @@ async def run(rounds: int, seconds: float, output: Path) -> int:
         finally:
             await supervisor.stop()
     show(result)
-    output.parent.mkdir(exist_ok=True)
-    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "rounds": rounds}
-    output.write_text(json.dumps({"machine": machine, "result": result}, indent=2) + "\n")
-    print(f"written to {output}")
+    write(result, rounds, output)
     return 1 if any(figures["failed"] for figures in result.values()) else 0
 
 
@@ -196,7 +202,7 @@ def main() -> int:
     """Reads the command line and runs the bench."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path("bench-results/bench.json"))
     arguments = parser.parse_args()
     if not shutil.which("wrk"):

@@ -13,9 +13,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
+
 from infermesh.access.v1 import access_pb2
 from infermesh.auth.v1 import key_service_pb2, key_service_pb2_grpc
-
 from services.auth.app import make_app
 from services.auth.settings import AuthSettings
 from services.kit import server

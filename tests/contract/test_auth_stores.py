@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
-from infermesh.access.v1 import access_pb2
 
+from infermesh.access.v1 import access_pb2
 from services.auth.memory_store import MemoryKeyStore
 from services.auth.postgres_store import PostgresKeyStore, metadata
 from services.auth.store import Key, KeyStore, Position

@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf import empty_pb2, timestamp_pb2
+from typer.testing import CliRunner
+
 from infermesh.access.v1 import access_pb2
 from infermesh.auth.v1 import key_service_pb2, key_service_pb2_grpc
 from infermesh.errors.v1 import errors_pb2
@@ -21,8 +23,6 @@ from infermesh.registry.v1 import (
     node_service_pb2_grpc,
     resources_pb2,
 )
-from typer.testing import CliRunner
-
 from services.cli.main import app
 from services.kit import guard
 from services.kit.errors import MeshError

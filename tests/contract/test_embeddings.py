@@ -18,12 +18,12 @@ import orjson
 import pytest
 import redis
 from google.api import httpbody_pb2
+
 from infermesh.embeddings.v1 import embeddings_service_pb2 as pb
 from infermesh.embeddings.v1 import embeddings_service_pb2_grpc as pb_grpc
 from infermesh.errors.v1 import errors_pb2
 from infermesh.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from infermesh.metrics.v1 import usage_service_pb2, usage_service_pb2_grpc
-
 from services.embeddings.app import app
 from services.embeddings.settings import EmbeddingsSettings
 from services.kit.errors import MeshError, from_rpc_error

@@ -13,11 +13,11 @@ import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from infermesh.metrics.v1 import metrics_service_pb2 as metrics_pb
 from infermesh.metrics.v1 import metrics_service_pb2_grpc as metrics_grpc
 from infermesh.metrics.v1 import usage_service_pb2 as pb
 from infermesh.metrics.v1 import usage_service_pb2_grpc as usage_grpc
-
 from services.kit import database
 from services.kit.errors import from_rpc_error
 from services.kit.server import serving

@@ -9,6 +9,7 @@ import grpc
 import pytest
 import sqlalchemy as sa
 from google.rpc import code_pb2
+
 from infermesh.registry.v1 import (
     model_service_pb2,
     model_service_pb2_grpc,
@@ -16,7 +17,6 @@ from infermesh.registry.v1 import (
     node_service_pb2_grpc,
     resources_pb2,
 )
-
 from services.kit.database import create_tables, make_engine
 from services.kit.errors import from_rpc_error
 from services.kit.server import serving

@@ -14,10 +14,10 @@ from envoy.service.ext_proc.v3 import external_processor_pb2, external_processor
 from google.protobuf import timestamp_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from infermesh.registry.v1 import node_service_pb2, node_service_pb2_grpc
 from infermesh.registry.v1 import resources_pb2 as r
 from infermesh.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
-
 from services.kit.errors import from_rpc_error
 from services.kit.server import serving
 from services.routing.app import make_app

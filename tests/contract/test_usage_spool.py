@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 from infermesh.metrics.v1 import usage_service_pb2 as pb
-
 from services.kit.usage_spool import open_spool
 
 # Writes the number of each request to standard output after `finish` returned. Sends to a file,

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+
 from e2e.conftest import CHAT, Mesh
 
 _BODY = {

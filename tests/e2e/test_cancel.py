@@ -1,12 +1,13 @@
 """A caller that hangs up stops the engine; the engine's own metrics are the witness."""
 
+import json
 import re
 import socket
-import json
 import time
 
 import httpx
 import pytest
+
 from e2e.conftest import CHAT, Mesh
 
 ENGINES = (18041, 18042)

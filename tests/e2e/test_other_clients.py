@@ -1,10 +1,11 @@
-"""Clients in other languages, unmodified: the OpenAI SDK for JavaScript, gRPC from Node, buf curl."""
+"""Other clients, unmodified: the OpenAI SDK for JavaScript, gRPC from Node, gRPC-Web, buf curl."""
 
 import json
 import struct
 import subprocess
 
 import httpx
+
 from e2e.conftest import CHAT, EMBED, REPOSITORY, Mesh
 from infermesh.inference.v1 import inference_service_pb2 as pb
 

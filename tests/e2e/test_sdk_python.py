@@ -6,6 +6,7 @@ import struct
 import grpc
 import openai
 import pytest
+
 from e2e.conftest import CHAT, EMBED, Mesh
 from infermesh.embeddings.v1 import embeddings_service_pb2, embeddings_service_pb2_grpc
 from infermesh.inference.v1 import inference_service_pb2 as pb
@@ -13,7 +14,10 @@ from infermesh.inference.v1 import inference_service_pb2_grpc
 from services.kit.errors import from_rpc_error
 
 MESSAGES = [
-    {"role": "system", "content": "You are a helpful assistant. Reply in one short English sentence."},
+    {
+        "role": "system",
+        "content": "You are a helpful assistant. Reply in one short English sentence.",
+    },
     {"role": "user", "content": "What is the capital of France?"},
 ]
 

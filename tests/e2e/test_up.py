@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from e2e.conftest import REPOSITORY, Mesh, family, start_mesh
 
 

@@ -8,7 +8,6 @@ from services.cli.options import DEFAULT_ADDRESS, Address, Key
 
 if TYPE_CHECKING:
     from infermesh.inference.v1 import inference_service_pb2 as pb
-
     from services.cli.client import Mesh
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -28,7 +27,6 @@ def chat(
 ) -> None:
     """Chat with a model; the answer streams."""
     from infermesh.inference.v1 import inference_service_pb2 as pb
-
     from services.cli.client import connect
 
     request = pb.StreamChatRequest(

@@ -29,7 +29,6 @@ def create(
     """Create a key. Its secret is printed this once, alone on standard output."""
     from infermesh.access.v1 import access_pb2
     from infermesh.auth.v1 import key_service_pb2
-
     from services.cli.client import TIMEOUT_S, connect
 
     request = key_service_pb2.CreateKeyRequest(
@@ -48,7 +47,6 @@ def list_keys(address: Address = DEFAULT_ADDRESS, key: Key = None) -> None:
     """List the keys, newest first, revoked ones included."""
     from infermesh.access.v1 import access_pb2
     from infermesh.auth.v1 import key_service_pb2
-
     from services.cli.client import TIMEOUT_S, connect
     from services.cli.tables import show
 
@@ -84,7 +82,6 @@ def revoke(
 ) -> None:
     """Revoke a key for good."""
     from infermesh.auth.v1 import key_service_pb2
-
     from services.cli.client import TIMEOUT_S, connect
 
     request = key_service_pb2.RevokeKeyRequest(key_id=key_id)

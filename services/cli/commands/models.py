@@ -27,7 +27,6 @@ def delete(
 ) -> None:
     """Delete a model that no node serves any more from the catalogue."""
     from infermesh.registry.v1 import model_service_pb2
-
     from services.cli.client import TIMEOUT_S, connect
 
     request = model_service_pb2.DeleteModelRequest(name=name)

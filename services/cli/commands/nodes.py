@@ -25,7 +25,6 @@ def list_nodes(address: Address = DEFAULT_ADDRESS, key: Key = None) -> None:
 def drain(node_id: NodeId, address: Address = DEFAULT_ADDRESS, key: Key = None) -> None:
     """Stop new traffic to a node; what runs there finishes."""
     from infermesh.registry.v1 import node_service_pb2
-
     from services.cli.client import TIMEOUT_S, connect
     from services.cli.views import state_name
 
@@ -39,7 +38,6 @@ def drain(node_id: NodeId, address: Address = DEFAULT_ADDRESS, key: Key = None) 
 def resume(node_id: NodeId, address: Address = DEFAULT_ADDRESS, key: Key = None) -> None:
     """Let traffic to a drained node again."""
     from infermesh.registry.v1 import node_service_pb2
-
     from services.cli.client import TIMEOUT_S, connect
     from services.cli.views import state_name
 

@@ -1,7 +1,6 @@
 """Refuses nodes that take no traffic now."""
 
 from infermesh.registry.v1 import resources_pb2
-
 from services.routing.plugins import Call
 from services.routing.view import NodeView
 

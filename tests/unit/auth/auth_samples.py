@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from envoy.service.auth.v3 import external_auth_pb2
-from infermesh.access.v1 import access_pb2
 
+from infermesh.access.v1 import access_pb2
 from services.auth import access, contracts
 from services.auth.decision import Decider
 from services.auth.keyring import Keyring

@@ -2,8 +2,8 @@
 
 import pytest
 from auth_samples import GRPC_CHAT, LIST_KEYS, REST_CHAT
-from infermesh.access.v1 import access_pb2
 
+from infermesh.access.v1 import access_pb2
 from services.auth import access, contracts, secret
 
 SERVICES = contracts.services()

@@ -23,8 +23,8 @@ from auth_samples import (
     rest_headers,
 )
 from google.rpc import error_details_pb2, status_pb2
-from infermesh.access.v1 import access_pb2
 
+from infermesh.access.v1 import access_pb2
 from services.auth.store import Key
 
 MODEL = {"model": "smollm2-135m"}

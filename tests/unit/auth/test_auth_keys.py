@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import orjson
 import pytest
-from infermesh.access.v1 import access_pb2
 from pydantic import ValidationError
 
+from infermesh.access.v1 import access_pb2
 from services.auth import secret
 from services.auth.keyring import Keyring
 from services.auth.keys import Keys

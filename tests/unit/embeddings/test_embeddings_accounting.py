@@ -1,9 +1,9 @@
 import asyncio
 
 import pytest
+
 from infermesh.errors.v1 import errors_pb2
 from infermesh.metrics.v1 import usage_service_pb2 as pb
-
 from services.embeddings.accounting import Accounting
 from services.embeddings.caller import Caller, caller_of
 from services.embeddings.vectors import Vector

@@ -2,8 +2,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
-from infermesh.errors.v1 import errors_pb2
 
+from infermesh.errors.v1 import errors_pb2
 from services.embeddings import batcher as batcher_module
 from services.embeddings.batcher import Batcher, Limits
 from services.embeddings.vectors import Vector

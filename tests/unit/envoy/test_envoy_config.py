@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 from google.rpc import error_details_pb2, status_pb2
+
 from infermesh.access.v1 import access_pb2
 from infermesh.inference.v1 import inference_service_pb2, openai_service_pb2
 from services.cli import binaries

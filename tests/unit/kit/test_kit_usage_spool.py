@@ -5,8 +5,8 @@ from pathlib import Path
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from infermesh.metrics.v1 import usage_service_pb2 as pb
 
+from infermesh.metrics.v1 import usage_service_pb2 as pb
 from services.kit import usage_spool
 from services.kit.usage_spool import UsageSpool, open_spool
 

@@ -3,8 +3,8 @@ import datetime as dt
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from infermesh.metrics.v1 import usage_service_pb2 as pb
 
+from infermesh.metrics.v1 import usage_service_pb2 as pb
 from services.kit.errors import MeshError
 from services.metrics import convert
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
 from infermesh.registry.v1 import node_service_pb2 as pb
 from infermesh.registry.v1 import resources_pb2 as r
-
 from services.kit.errors import MeshError
 from services.registry import mesh as mesh_module
 from services.registry.attachment import Attachment, End

@@ -3,9 +3,9 @@
 from collections import Counter
 
 import pytest
+
 from infermesh.registry.v1 import node_service_pb2
 from infermesh.registry.v1 import resources_pb2 as r
-
 from services.kit.errors import MeshError
 from services.routing.filters.ready import ReadyFilter
 from services.routing.pickers.best_first import BestFirstPicker

@@ -4,9 +4,9 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
 from google.rpc import status_pb2
+
 from infermesh.registry.v1 import node_service_pb2
 from infermesh.registry.v1 import resources_pb2 as r
-
 from services.routing.eds import TYPE_URL, Assignment, Assignments, Subscription
 from services.routing.view import MeshView
 

@@ -1,0 +1,177 @@
+"""A lean HTTP/1.1 client for the one engine that the proxy stands beside.
+
+It keeps connections alive, parses with `httptools`, holds back an engine whose answer is read
+slowly, and stops an engine by closing its connection: HTTP/1.1 has no other way to cancel.
+"""
+
+import asyncio
+from collections import deque
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from services.inference.http_connection import (
+    Connection,
+    EngineConnectError,
+    EngineConnectionError,
+    EngineTimeoutError,
+)
+
+__all__ = [
+    "EngineClient",
+    "EngineConnectError",
+    "EngineConnectionError",
+    "EngineTimeoutError",
+    "Exchange",
+]
+
+_CONNECT_TIMEOUT_S = 2.0
+_WHOLE_STEP_BYTES = 64 * 1024
+
+MAX_BODY_BYTES = 24 * 1024 * 1024
+"""The longest body that is read as a whole; as long as the longest gRPC message."""
+
+
+class Exchange:
+    """One answer that is being read: its head first, then its body piece by piece.
+
+    Use it as a context manager: leaving it before the body is complete closes the connection,
+    which tells the engine to stop.
+
+    Attributes:
+        status: The HTTP status.
+        content_type: The content type as the engine wrote it.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.status = connection.status
+        self.content_type = connection.content_type
+
+    async def read(self, at_least: int = 1) -> bytes:
+        """Returns what has arrived since the last call, in one piece; b"" at the end.
+
+        Args:
+            at_least: How many bytes to wait for, unless the body ends before; at most 64 KiB.
+
+        Raises:
+            EngineConnectionError: The connection broke before the end.
+            EngineTimeoutError: Nothing came for the idle timeout.
+        """
+        return await self._connection.read(at_least)
+
+    async def read_all(self, max_bytes: int = MAX_BODY_BYTES) -> bytes:
+        """Returns the whole body.
+
+        Raises:
+            EngineConnectionError: The connection broke, or the body is longer than `max_bytes`.
+            EngineTimeoutError: Nothing came for the idle timeout.
+        """
+        pieces = []
+        size = 0
+        while piece := await self._connection.read(_WHOLE_STEP_BYTES):
+            pieces.append(piece)
+            size += len(piece)
+            if size > max_bytes:
+                raise EngineConnectionError(f"the engine's answer is over {max_bytes} bytes")
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the whole body has arrived; what is not read yet can be read without waiting."""
+        return self._connection.is_complete
+
+    def close(self) -> None:
+        """Gives the connection back when the body is complete, else closes it."""
+        self._connection.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class EngineClient:
+    """Connections to one engine.
+
+    Args:
+        url: Where the engine listens, `http://host:port`.
+        idle_timeout_s: The longest silence in the middle of an exchange.
+        max_idle: The most connections that are kept open between exchanges.
+    """
+
+    def __init__(self, url: str, *, idle_timeout_s: float, max_idle: int = 64) -> None:
+        parts = urlsplit(url)
+        self._host = parts.hostname or "127.0.0.1"
+        self._port = parts.port or 80
+        self._prefix = parts.path.rstrip("/")
+        self._head = f"HTTP/1.1\r\nhost: {parts.netloc}\r\n"
+        self.idle_timeout_s = idle_timeout_s
+        self._idle: deque[Connection] = deque(maxlen=max_idle)
+
+    async def post(self, path: str, body: bytes) -> Exchange:
+        """Sends JSON and returns when the head of the answer is there.
+
+        Raises:
+            EngineConnectError: The engine does not take connections.
+            EngineConnectionError: The connection broke before the head was complete.
+            EngineTimeoutError: Nothing came for the idle timeout.
+        """
+        head = (
+            f"POST {self._prefix}{path} {self._head}content-type: application/json\r\n"
+            f"content-length: {len(body)}\r\n\r\n"
+        )
+        return await self._send(head.encode(), body)
+
+    async def get(self, path: str) -> Exchange:
+        """Asks for a resource and returns when the head is there. Raises like `post`."""
+        return await self._send(f"GET {self._prefix}{path} {self._head}\r\n".encode(), b"")
+
+    async def _send(self, head: bytes, body: bytes) -> Exchange:
+        while self._idle:
+            connection = self._idle.pop()
+            try:
+                await connection.send(head, body)
+                return Exchange(connection)
+            except EngineConnectionError:
+                # The engine closed it between exchanges, as it may at any time. Nothing came back,
+                # so nothing was answered: once more, on a fresh connection.
+                if connection.has_answered:
+                    raise
+                break
+        connection = await self._connect()
+        await connection.send(head, body)
+        return Exchange(connection)
+
+    async def _connect(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self), self._host, self._port
+                )
+        except (OSError, TimeoutError) as error:
+            raise EngineConnectError(str(error) or "connect timed out") from None
+        return connection
+
+    def keep(self, connection: Connection) -> None:
+        """Takes a connection back for the next exchange."""
+        if len(self._idle) == self._idle.maxlen:
+            self._idle.popleft().drop()
+        self._idle.append(connection)
+
+    def forget(self, connection: Connection) -> None:
+        """Drops a connection that the engine closed between exchanges."""
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def close(self) -> None:
+        """Closes the connections that no exchange uses."""
+        while self._idle:
+            self._idle.pop().drop()

@@ -1,0 +1,234 @@
+"""One HTTP/1.1 connection to the engine, as an asyncio protocol over `httptools`."""
+
+import asyncio
+from typing import Protocol, cast
+
+import httptools
+
+_MAX_BUFFERED_BYTES = 256 * 1024
+_MAX_HEADER_COUNT = 100
+
+
+class EngineConnectionError(Exception):
+    """The connection to the engine could not be made, or broke before the answer was complete."""
+
+
+class EngineConnectError(EngineConnectionError):
+    """The engine does not take connections."""
+
+
+class EngineTimeoutError(Exception):
+    """The engine sent nothing for longer than the idle timeout."""
+
+
+class Pool(Protocol):
+    """Where connections wait between exchanges."""
+
+    idle_timeout_s: float
+
+    def keep(self, connection: "Connection") -> None:
+        """Takes a connection back for the next exchange."""
+        ...
+
+    def forget(self, connection: "Connection") -> None:
+        """Drops a connection that the engine closed between exchanges."""
+        ...
+
+
+class Connection(asyncio.Protocol):
+    """One connection; it carries one exchange at a time."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._heard_at = 0.0
+        self._error: Exception | None = None
+        self._is_busy = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self.status = 0
+        self.content_type = ""
+        self.has_answered = False
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._wanted = 0
+        self._header_count = 0
+        self._has_head = False
+        self._has_length = False
+        self._is_reusable = False
+        self.is_complete = False
+        self._is_paused = False
+
+    async def send(self, head: bytes, body: bytes) -> None:
+        """Sends a request and waits for the head of its answer.
+
+        Raises:
+            EngineConnectionError: The connection broke before the head was complete.
+            EngineTimeoutError: Nothing came for the idle timeout.
+        """
+        self._reset()
+        if self._transport is None:
+            raise EngineConnectionError("the engine closed the connection")
+        self._is_busy = True
+        # A parser of its own for each answer: one that stopped in an error stays in it.
+        self._parser = httptools.HttpResponseParser(self)
+        self._heard_at = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._pool.idle_timeout_s, self._check_silence)
+        self._transport.write(head + body if len(body) < _MAX_BUFFERED_BYTES else head)
+        if len(body) >= _MAX_BUFFERED_BYTES:
+            self._transport.write(body)
+        try:
+            while not self._has_head:
+                await self._wait()
+        except BaseException:
+            self.drop()
+            raise
+
+    async def read(self, at_least: int) -> bytes:
+        """Returns what is there, or waits until so many bytes are."""
+        while self._size < at_least and not self.is_complete:
+            if self._error is not None and self._pieces:
+                break
+            self._wanted = at_least
+            await self._wait()
+        if not self._pieces:
+            return b""
+        pieces = self._pieces
+        self._pieces = []
+        self._size = 0
+        if self._is_paused and self._transport is not None:
+            self._is_paused = False
+            # Silence counts from here: until now it was the reader who was slow.
+            self._heard_at = self._loop.time()
+            self._transport.resume_reading()
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def release(self) -> None:
+        """Ends the exchange."""
+        if not self._is_busy:
+            return
+        self._is_busy = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.is_complete and self._transport is not None and self._is_reusable:
+            self._pool.keep(self)
+        else:
+            self.drop()
+
+    def drop(self) -> None:
+        """Closes the connection at once."""
+        self._is_busy = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+
+    async def _wait(self) -> None:
+        if self._error is not None:
+            raise self._error
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        self._error = error
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)
+
+    def _check_silence(self) -> None:
+        # One timer for an exchange, moved on when it fires, is cheaper than one for every read.
+        limit_s = self._pool.idle_timeout_s
+        silent_s = 0.0 if self._is_paused else self._loop.time() - self._heard_at
+        if silent_s < limit_s:
+            self._timer = self._loop.call_later(limit_s - silent_s, self._check_silence)
+            return
+        self._timer = None
+        self._fail(EngineTimeoutError(f"the engine sent nothing for {limit_s:g} s"))
+        self.drop()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keeps the transport."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Parses what came."""
+        if not self._is_busy or self.is_complete:
+            # Nothing more was asked: what this connection carries is no longer known.
+            self._pool.forget(self)
+            self.drop()
+            return
+        self.has_answered = True
+        self._heard_at = self._loop.time()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(EngineConnectionError(f"the engine does not speak HTTP: {error}"))
+            self.drop()
+            return
+        if self._size > _MAX_BUFFERED_BYTES and not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
+        if self._has_head and (self._size >= self._wanted or self.is_complete):
+            self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Ends the exchange that runs, if one does."""
+        self._transport = None
+        if self._is_busy and self._has_head and not self._has_length and exc is None:
+            # A body without a length ends with its connection.
+            self.is_complete = True
+            self._wake()
+        elif self._is_busy and not self.is_complete:
+            self._fail(EngineConnectionError(str(exc or "the engine closed the connection")))
+        elif not self._is_busy:
+            self._pool.forget(self)
+
+    # What the parser calls.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keeps the headers that are of use."""
+        self._header_count += 1
+        if self._header_count > _MAX_HEADER_COUNT:
+            raise ValueError("too many headers")
+        name = name.lower()
+        if name == b"content-type":
+            self.content_type = value.decode("latin-1")
+        elif name in (b"content-length", b"transfer-encoding"):
+            self._has_length = True
+
+    def on_headers_complete(self) -> None:
+        """Keeps the status."""
+        status = self._parser.get_status_code()
+        # 100 Continue and its kin come before the answer.
+        if status >= 200:
+            self.status = status
+            self._has_head = True
+
+    def on_body(self, body: bytes) -> None:
+        """Keeps a piece of the body."""
+        self._pieces.append(body)
+        self._size += len(body)
+
+    def on_message_complete(self) -> None:
+        """Notes the end of the answer."""
+        if self._has_head:
+            self.is_complete = True
+            # Asked here, because the parser forgets it after this call.
+            self._is_reusable = self._has_length and self._parser.should_keep_alive()

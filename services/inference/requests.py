@@ -1,0 +1,104 @@
+"""Reads OpenAI requests: what they ask for, and whether the mesh can pass them on."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from services.inference import errors
+
+Kind = Literal["chat", "completion"]
+
+
+@dataclass(slots=True)
+class OpenAIRequest:
+    """A request that was read.
+
+    Attributes:
+        kind: What it asks for.
+        body: Its JSON as the caller wrote it.
+        fields: The same, parsed.
+        model: The model that it names.
+        is_stream: Whether the caller wants server-sent events.
+        wants_usage: Whether the caller wants usage in the stream.
+        n: How many answers for each prompt.
+    """
+
+    kind: Kind
+    body: bytes
+    fields: dict[str, Any]
+    model: str
+    is_stream: bool
+    wants_usage: bool
+    n: int
+
+
+def parse(kind: Kind, body: bytes) -> OpenAIRequest:
+    """Reads a request.
+
+    Raises:
+        MeshError: `INVALID_JSON` for what is not JSON, or is nested over 1,000 deep;
+            `INVALID_ARGUMENT` for fields that no engine could make sense of.
+    """
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise errors.invalid_json(f"The body is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise errors.invalid_json("The body is not a JSON object.")
+    return check(kind, body, fields)
+
+
+def check(kind: Kind, body: bytes, fields: dict[str, Any]) -> OpenAIRequest:
+    """Checks a request that is parsed already. Raises like `parse`."""
+    model = fields.get("model")
+    if not isinstance(model, str) or not model:
+        raise errors.invalid("model", "must be the name of a model")
+    stream = fields.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise errors.invalid("stream", "must be true or false")
+    options = fields.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise errors.invalid("stream_options", "must be an object")
+    if kind == "chat":
+        _check_messages(fields.get("messages"))
+    elif not isinstance(fields.get("prompt"), str | list) or fields["prompt"] == []:
+        raise errors.invalid("prompt", "must be a text or a list that is not empty")
+    n = fields.get("n")
+    return OpenAIRequest(
+        kind=kind,
+        body=body,
+        fields=fields,
+        model=model,
+        is_stream=bool(stream),
+        wants_usage=bool(stream and options and options.get("include_usage")),
+        n=n if isinstance(n, int) and n > 0 else 1,
+    )
+
+
+def _check_messages(messages: object) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise errors.invalid("messages", "must be a list with at least one message")
+    for index, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise errors.invalid(f"messages[{index}]", "must be an object")
+        role = message.get("role")
+        if not isinstance(role, str) or not role:
+            raise errors.invalid(f"messages[{index}].role", "must be a role")
+        content = message.get("content")
+        if content is not None and not isinstance(content, str | list):
+            raise errors.invalid(f"messages[{index}].content", "must be a text or a list of parts")
+
+
+def with_fields(request: OpenAIRequest, changes: dict[str, Any]) -> bytes:
+    """Returns the request's JSON with fields set.
+
+    The caller's bytes stay as they are where that can be: fields that are not there yet are put
+    in front of them.
+    """
+    if not changes:
+        return request.body
+    if changes.keys() & request.fields.keys():
+        return orjson.dumps({**request.fields, **changes})
+    start = request.body.index(b"{") + 1
+    return orjson.dumps(changes)[:-1] + b"," + request.body[start:]

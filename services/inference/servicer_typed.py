@@ -1,0 +1,105 @@
+"""The typed surface: `Chat`, `StreamChat` and `Embed`."""
+
+from typing import Any, cast
+
+import grpc
+import orjson
+
+from infermesh.inference.v1 import inference_service_pb2 as pb
+from infermesh.inference.v1 import inference_service_pb2_grpc
+from services.inference import errors, typed
+from services.inference.accounting import Account, caller_of
+from services.inference.embedder import Embedder, Vector
+from services.inference.engines.dialect import Tokens
+from services.inference.relay import Relay
+from services.inference.requests import OpenAIRequest, check
+from services.kit import headers
+
+_Context = grpc.aio.ServicerContext[Any, Any]
+
+_UNREADABLE = (AttributeError, LookupError, TypeError, ValueError)
+
+
+class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
+    """Serves typed messages over the same way to the engine.
+
+    Args:
+        relay: The way to the engine.
+        embedder: Makes vectors.
+        node_id: The node's name, which goes back in a header.
+    """
+
+    def __init__(self, relay: Relay, embedder: Embedder, node_id: str) -> None:
+        self._relay = relay
+        self._embedder = embedder
+        self._metadata = ((headers.NODE, node_id),)
+
+    async def Chat(self, request: pb.ChatRequest, context: _Context) -> pb.ChatResponse:
+        """Answers with one message."""
+        caller = caller_of(cast(Any, context.invocation_metadata()))
+        _, data = await self._relay.answer(caller, _chat(request, stream=False))
+        await context.send_initial_metadata(self._metadata)
+        try:
+            return typed.to_response(data, request.model)
+        except _UNREADABLE:
+            raise errors.failed("The engine's answer cannot be read.") from None
+
+    async def StreamChat(  # type: ignore[override]
+        self, request: pb.StreamChatRequest, context: _Context
+    ) -> None:
+        """Answers piece by piece."""
+        caller = caller_of(cast(Any, context.invocation_metadata()))
+        model = request.chat.model
+        answer_id = ""
+        has_begun = False
+
+        async def on_objects(objects: list[dict[str, Any]]) -> None:
+            nonlocal answer_id, has_begun
+            deltas = []
+            try:
+                for data in objects:
+                    answer_id = answer_id or data.get("id") or ""
+                    deltas += typed.to_deltas(data)
+            except _UNREADABLE:
+                raise errors.failed("The engine's answer cannot be read.") from None
+            if not deltas:
+                return
+            if not has_begun:
+                has_begun = True
+                await context.send_initial_metadata(self._metadata)
+            await context.write(pb.StreamChatResponse(id=answer_id, model=model, deltas=deltas))
+
+        tokens = await self._relay.stream_parsed(
+            caller, _chat(request.chat, stream=True), on_objects
+        )
+        usage = None if tokens is None else typed.to_usage(tokens)
+        if not has_begun:
+            await context.send_initial_metadata(self._metadata)
+        await context.write(pb.StreamChatResponse(id=answer_id, model=model, usage=usage))
+
+    async def Embed(self, request: pb.EmbedRequest, context: _Context) -> pb.EmbedResponse:
+        """Turns texts into vectors."""
+        caller = caller_of(cast(Any, context.invocation_metadata()))
+        served = self._relay.admit(caller, request.model)
+        if not served.can_embed:
+            raise errors.invalid("model", "does not serve embeddings")
+
+        async def work(account: Account) -> list[Vector]:
+            vectors = await self._embedder.embed(
+                request.model, list(request.inputs), served.context_length
+            )
+            account.succeed(Tokens(prompt=sum(vector.tokens for vector in vectors), completion=0))
+            return vectors
+
+        vectors = await self._relay.run(caller, "embedding", request.model, False, work)
+        await context.send_initial_metadata(self._metadata)
+        return pb.EmbedResponse(
+            model=request.model,
+            embeddings=[pb.Embedding(values=v.values, tokens=v.tokens) for v in vectors],
+            usage=pb.Usage(prompt_tokens=sum(vector.tokens for vector in vectors)),
+        )
+
+
+def _chat(request: pb.ChatRequest, *, stream: bool) -> OpenAIRequest:
+    fields = typed.to_openai(request, stream=stream)
+    return check("chat", orjson.dumps(fields), fields)

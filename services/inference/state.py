@@ -1,0 +1,38 @@
+"""What the parts of the proxy know together of their engine."""
+
+import asyncio
+
+from services.inference.engines.dialect import Description, EngineModel
+
+
+class EngineState:
+    """Whether the engine is up, what it serves, and how much the proxy has running there.
+
+    Attributes:
+        is_up: Whether it took the latest request or answered the latest probe.
+        models: What it serves, by name; empty until it has been asked.
+        version: Its version; empty when unknown.
+        in_flight: Requests of the proxy's that it works on now.
+        changed: Set when `is_up` changes; who waits for it clears it.
+    """
+
+    def __init__(self) -> None:
+        self.is_up = False
+        self.models: dict[str, EngineModel] = {}
+        self.version = ""
+        self.in_flight = 0
+        self.changed = asyncio.Event()
+
+    def describe(self, description: Description) -> bool:
+        """Takes in what the engine says of itself. Returns whether that is news."""
+        models = {model.name: model for model in description.models}
+        is_news = models != self.models or description.version != self.version
+        self.models = models
+        self.version = description.version
+        return is_news
+
+    def set_up(self, is_up: bool) -> None:
+        """Notes whether the engine answers."""
+        if is_up != self.is_up:
+            self.is_up = is_up
+            self.changed.set()
