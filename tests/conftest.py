@@ -1,23 +1,15 @@
 """Fixtures for all tests: real stores, fresh for each session, gone with it."""
 
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+import support
 from services.cli import embedded
 from services.cli.part import Part
 from services.cli.supervisor import Supervisor
-
-
-def _free_port() -> int:
-    """Returns a TCP port on loopback that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @asynccontextmanager
@@ -33,7 +25,7 @@ async def _running(part: Part) -> AsyncIterator[None]:
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """Gives ports on loopback that nothing listens on."""
-    return _free_port
+    return support.free_port
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +36,7 @@ def store_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 async def postgres_url(store_dir: Path) -> AsyncIterator[str]:
     """An empty database: `postgresql+asyncpg://…`."""
-    store = embedded.postgres(store_dir, _free_port(), store_dir, durable=False)
+    store = embedded.postgres(store_dir, support.free_port(), store_dir, durable=False)
     async with _running(store.part):
         yield store.url
 
@@ -52,6 +44,6 @@ async def postgres_url(store_dir: Path) -> AsyncIterator[str]:
 @pytest.fixture(scope="session")
 async def redis_url(store_dir: Path) -> AsyncIterator[str]:
     """An empty Redis: `redis://…`."""
-    store = embedded.redis(store_dir, _free_port(), store_dir)
+    store = embedded.redis(store_dir, support.free_port(), store_dir)
     async with _running(store.part):
         yield store.url

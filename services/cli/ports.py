@@ -1,5 +1,6 @@
 """Finds out before anything starts whether the parts' ports are free."""
 
+import socket
 from collections.abc import Sequence
 
 from services.cli.part import Part
@@ -11,8 +12,6 @@ def conflicts(parts: Sequence[Part], front_host: str = "127.0.0.1") -> list[str]
     Args:
         front_host: The address of the front door; where it is not loopback, any address counts.
     """
-    from services.kit.server import is_port_free
-
     host = "127.0.0.1" if front_host == "127.0.0.1" else "0.0.0.0"
     return [
         f"port {port} ({_for(part.name, purpose)}) is in use{_holder(port)}"
@@ -39,3 +38,14 @@ def _holder(port: int) -> str:
     except psutil.Error:  # other users' processes may be none of our business
         return ""
     return ""
+
+
+def is_port_free(host: str, port: int) -> bool:
+    """Says whether a TCP port can be listened on now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True

@@ -226,7 +226,8 @@ class _Stack:
             name="envoy",
             argv=[
                 *(str(binaries.envoy()), "--config-path", str(config)),
-                *("--concurrency", str(os.cpu_count() or 1)),
+                # The services want their share of the machine too.
+                *("--concurrency", str(max(1, (os.cpu_count() or 1) // 2))),
                 *("--log-level", "warning", "--disable-hot-restart"),
                 *("--drain-time-s", "2", "--file-flush-interval-msec", "1000"),
             ],

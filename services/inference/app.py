@@ -6,9 +6,10 @@ from contextlib import asynccontextmanager
 
 import grpc
 
-from infermesh.inference.v1 import inference_service_pb2_grpc, openai_service_pb2_grpc
+from infermesh.inference.v1 import inference_service_pb2_grpc
 from infermesh.metrics.v1 import usage_service_pb2, usage_service_pb2_grpc
 from infermesh.registry.v1 import node_service_pb2_grpc
+from services.inference import servicer_openai
 from services.inference.accounting import Ledger
 from services.inference.agent import NodeAgent
 from services.inference.embedder import Embedder
@@ -16,7 +17,6 @@ from services.inference.engine_watch import EngineWatch
 from services.inference.engines import ENGINES
 from services.inference.http_client import EngineClient
 from services.inference.relay import Relay
-from services.inference.servicer_openai import OpenAIServicer
 from services.inference.servicer_typed import TypedServicer
 from services.inference.settings import InferenceSettings
 from services.inference.state import EngineState
@@ -64,11 +64,9 @@ def make_app(settings: InferenceSettings) -> App:
                 state,
                 max_in_flight=settings.max_in_flight,
             )
-            openai_service_pb2_grpc.add_OpenAIServiceServicer_to_server(
-                OpenAIServicer(relay, settings.node_id), guarded(server)
-            )
+            servicer_openai.add_to_server(servicer_openai.OpenAIServicer(relay), server)
             inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(
-                TypedServicer(relay, Embedder(engine, client), settings.node_id), guarded(server)
+                TypedServicer(relay, Embedder(engine, client)), guarded(server)
             )
             # A task that fails takes the process down with it: a node that no longer knows its
             # engine is worse than one that starts again.

@@ -13,7 +13,6 @@ from services.inference.embedder import Embedder, Vector
 from services.inference.engines.dialect import Tokens
 from services.inference.relay import Relay
 from services.inference.requests import OpenAIRequest, check
-from services.kit import headers
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -26,19 +25,16 @@ class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     Args:
         relay: The way to the engine.
         embedder: Makes vectors.
-        node_id: The node's name, which goes back in a header.
     """
 
-    def __init__(self, relay: Relay, embedder: Embedder, node_id: str) -> None:
+    def __init__(self, relay: Relay, embedder: Embedder) -> None:
         self._relay = relay
         self._embedder = embedder
-        self._metadata = ((headers.NODE, node_id),)
 
     async def Chat(self, request: pb.ChatRequest, context: _Context) -> pb.ChatResponse:
         """Answers with one message."""
         caller = caller_of(cast(Any, context.invocation_metadata()))
         _, data = await self._relay.answer(caller, _chat(request, stream=False))
-        await context.send_initial_metadata(self._metadata)
         try:
             return typed.to_response(data, request.model)
         except _UNREADABLE:
@@ -51,10 +47,9 @@ class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         caller = caller_of(cast(Any, context.invocation_metadata()))
         model = request.chat.model
         answer_id = ""
-        has_begun = False
 
         async def on_objects(objects: list[dict[str, Any]]) -> None:
-            nonlocal answer_id, has_begun
+            nonlocal answer_id
             deltas = []
             try:
                 for data in objects:
@@ -64,17 +59,12 @@ class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
                 raise errors.failed("The engine's answer cannot be read.") from None
             if not deltas:
                 return
-            if not has_begun:
-                has_begun = True
-                await context.send_initial_metadata(self._metadata)
             await context.write(pb.StreamChatResponse(id=answer_id, model=model, deltas=deltas))
 
         tokens = await self._relay.stream_parsed(
             caller, _chat(request.chat, stream=True), on_objects
         )
         usage = None if tokens is None else typed.to_usage(tokens)
-        if not has_begun:
-            await context.send_initial_metadata(self._metadata)
         await context.write(pb.StreamChatResponse(id=answer_id, model=model, usage=usage))
 
     async def Embed(self, request: pb.EmbedRequest, context: _Context) -> pb.EmbedResponse:
@@ -92,7 +82,6 @@ class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             return vectors
 
         vectors = await self._relay.run(caller, "embedding", request.model, False, work)
-        await context.send_initial_metadata(self._metadata)
         return pb.EmbedResponse(
             model=request.model,
             embeddings=[pb.Embedding(values=v.values, tokens=v.tokens) for v in vectors],

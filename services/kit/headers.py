@@ -27,5 +27,8 @@ ERROR_BODY = "x-mesh-error"
 DESTINATION = "x-gateway-destination-endpoint"
 """Addresses to try in order, `ip:port,ip:port`, set by routing (endpoint picker protocol)."""
 
+STREAM = "x-mesh-stream"
+"""`false` where Envoy read in an OpenAI body that the caller wants no stream."""
+
 NODE = "x-mesh-node"
-"""The node that answered, set by its inference proxy."""
+"""The node that answered, set by Envoy on the response."""

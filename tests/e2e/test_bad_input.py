@@ -8,7 +8,7 @@ import httpx
 import psutil
 import pytest
 
-from e2e.conftest import CHAT, EMBED, Mesh
+from e2e.mesh import CHAT, EMBED, Mesh
 
 HI = [{"role": "user", "content": "Hi"}]
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
-from e2e.conftest import CHAT, Mesh
+from e2e.mesh import CHAT, Mesh
 
 _BODY = {
     "model": CHAT,

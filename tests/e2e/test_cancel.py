@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 
-from e2e.conftest import CHAT, Mesh
+from e2e.mesh import CHAT, Mesh
 
 ENGINES = (18041, 18042)
 

@@ -5,7 +5,7 @@ import time
 import httpx
 import pytest
 
-from e2e.conftest import CHAT, Mesh
+from e2e.mesh import CHAT, Mesh
 
 BODY = {"model": CHAT, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 

@@ -2,7 +2,7 @@
 
 import json
 
-from e2e.conftest import CHAT, EMBED, Mesh
+from e2e.mesh import CHAT, EMBED, Mesh
 
 
 def test_rows_equal_requests_and_tokens_equal_answers(mesh: Mesh) -> None:

@@ -6,7 +6,7 @@ import subprocess
 
 import httpx
 
-from e2e.conftest import CHAT, EMBED, REPOSITORY, Mesh
+from e2e.mesh import CHAT, EMBED, REPOSITORY, Mesh
 from infermesh.inference.v1 import inference_service_pb2 as pb
 
 BUF = REPOSITORY / "node_modules" / ".bin" / "buf"

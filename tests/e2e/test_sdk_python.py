@@ -7,7 +7,7 @@ import grpc
 import openai
 import pytest
 
-from e2e.conftest import CHAT, EMBED, Mesh
+from e2e.mesh import CHAT, EMBED, Mesh
 from infermesh.embeddings.v1 import embeddings_service_pb2, embeddings_service_pb2_grpc
 from infermesh.inference.v1 import inference_service_pb2 as pb
 from infermesh.inference.v1 import inference_service_pb2_grpc

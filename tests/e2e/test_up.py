@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from e2e.conftest import REPOSITORY, Mesh, family, start_mesh
+from e2e.mesh import REPOSITORY, Mesh, family, start_mesh
 
 
 def up(*arguments: str) -> subprocess.CompletedProcess[str]:

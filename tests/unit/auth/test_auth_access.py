@@ -1,10 +1,10 @@
 """The access that the protos declare, and the grammars that auth reads from them."""
 
 import pytest
-from auth_samples import GRPC_CHAT, LIST_KEYS, REST_CHAT
 
 from infermesh.access.v1 import access_pb2
 from services.auth import access, contracts, secret
+from unit.auth.auth_samples import GRPC_CHAT, LIST_KEYS, REST_CHAT
 
 SERVICES = contracts.services()
 TABLE = access.build_table(SERVICES)

@@ -6,7 +6,11 @@ from typing import Any
 
 import orjson
 import pytest
-from auth_samples import (
+from google.rpc import error_details_pb2, status_pb2
+
+from infermesh.access.v1 import access_pb2
+from services.auth.store import Key
+from unit.auth.auth_samples import (
     ADMIN,
     GRPC_CHAT,
     LIST_KEYS,
@@ -22,10 +26,6 @@ from auth_samples import (
     read_reply,
     rest_headers,
 )
-from google.rpc import error_details_pb2, status_pb2
-
-from infermesh.access.v1 import access_pb2
-from services.auth.store import Key
 
 MODEL = {"model": "smollm2-135m"}
 NODE = SECRETS[access_pb2.ROLE_NODE]

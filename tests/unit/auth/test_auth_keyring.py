@@ -3,12 +3,11 @@
 import os
 from dataclasses import replace
 
-from auth_samples import ADMIN, HASH_SECRET, NOW, USER, make_key, make_ring
-
 from infermesh.access.v1 import access_pb2
 from services.auth.follower import Follower
 from services.auth.keyring import Keyring
 from services.auth.memory_store import MemoryKeyStore
+from unit.auth.auth_samples import ADMIN, HASH_SECRET, NOW, USER, make_key, make_ring
 
 
 def key_id(ring: Keyring, secret: str) -> str | None:

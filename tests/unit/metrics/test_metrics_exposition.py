@@ -1,10 +1,10 @@
 import pytest
 from pydantic import ValidationError
-from test_metrics_usage import usage
 
 from services.metrics import exposition
 from services.metrics.exposition import Exposition
 from services.metrics.settings import MetricsSettings
+from unit.metrics.test_metrics_usage import usage
 
 
 def _lines(counted: Exposition) -> list[str]:
