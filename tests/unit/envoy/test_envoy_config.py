@@ -1,6 +1,8 @@
 """envoy/envoy.yaml is accepted by the real Envoy and says what the services' code says."""
 
 import base64
+import importlib
+import os
 import re
 import string
 import subprocess
@@ -13,6 +15,7 @@ from infermesh.access.v1 import access_pb2
 from infermesh.inference.v1 import inference_service_pb2, openai_service_pb2
 from services.cli import binaries
 from services.kit import errors, headers
+from services.kit.settings import ServiceSettings
 
 REPOSITORY = Path(__file__).parents[3]
 TEXT = (REPOSITORY / "envoy" / "envoy.yaml").read_text()
@@ -70,3 +73,38 @@ def test_every_typed_rpc_that_names_a_model_has_it_extracted() -> None:
                 typed = method.input_type.full_name != "google.api.HttpBody"
                 if names_model and typed:
                     assert f"{method.full_name}: {{request_field_extractions" in TEXT
+
+
+def test_the_container_renders_it_from_its_environment() -> None:
+    dockerfile = (REPOSITORY / "envoy" / "Dockerfile").read_text()
+    settings = dict(re.findall(r"\b([A-Z_]+)=(\S+)", dockerfile))
+    render = str(REPOSITORY / "envoy" / "render.sh")
+    path = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        [render], env=path | settings, input=TEXT, capture_output=True, text=True, check=True
+    )
+    names = set(re.findall(r"\$\{([A-Z_]+)\}", TEXT))
+    assert names <= set(settings)
+    front = yaml.safe_load(done.stdout)["static_resources"]["listeners"][0]
+    assert front["address"]["socket_address"] == {"address": "0.0.0.0", "port_value": 8080}
+    del settings["AUTH_PORT"]
+    done = subprocess.run(
+        [render], env=path | settings, input=TEXT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "AUTH_PORT" in done.stderr
+
+
+def test_compose_names_settings_that_exist() -> None:
+    compose = yaml.safe_load((REPOSITORY / "compose" / "compose.yaml").read_text())
+    for name, service in compose["services"].items():
+        for setting in service.get("environment", {}):
+            if setting.startswith("INFERMESH_"):
+                module = importlib.import_module(f"services.{name}.settings")
+                fields = {
+                    field.upper()
+                    for each in vars(module).values()
+                    if isinstance(each, type) and issubclass(each, ServiceSettings)
+                    for field in each.model_fields
+                }
+                assert setting.removeprefix("INFERMESH_") in fields, (name, setting)
