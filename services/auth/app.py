@@ -76,12 +76,11 @@ async def _ensure_bootstrap_keys(keys: Keys, settings: AuthSettings) -> None:
 
 @contextlib.asynccontextmanager
 async def _following(follower: Follower) -> AsyncIterator[None]:
-    task = asyncio.create_task(follower.run(), name="key-follower")
-    try:
+    # A follower that fails takes the process down with it: keys that are no longer followed would
+    # go on opening the door after they are revoked.
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(follower.run(), name="key-follower")
         async with asyncio.timeout(_FIRST_LOAD_TIMEOUT_S):
             await follower.ready.wait()
         yield
-    finally:
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task

@@ -4,6 +4,7 @@ Envoy asks after its transcoder, so that the path is always that of the RPC whic
 """
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ _GRPC_FIELDS = ("model", "chat.model")
 # The transcoder's mark: only calls that came as REST carry it.
 _ORIGINAL_PATH = "x-envoy-original-path"
 _ORIGINAL_METHOD = "x-envoy-original-method"
+
+_GRPC_TYPE = re.compile(r"application/grpc(\+proto)? *(;.*)?$", re.IGNORECASE)
 
 _CACHED_REPLIES = 8192
 
@@ -70,7 +73,7 @@ class Decider:
         role = ROLE_NAMES[grant.role]
         try:
             access = self._table.get(http.path, self._no_access)
-            if not access.roles:
+            if not access.roles or not _reaches_an_rpc(http):
                 raise _unknown_url(http)
             if not access.roles >> grant.role & 1:
                 raise errors.permission_denied(role)
@@ -103,6 +106,14 @@ def _is_grpc(headers: Mapping[str, str]) -> bool:
     if _ORIGINAL_PATH in headers:
         return False
     return headers.get("content-type", "").startswith("application/grpc")
+
+
+def _reaches_an_rpc(http: Any) -> bool:
+    # A service resets what is not gRPC; Envoy would take that for the service's fault.
+    if _ORIGINAL_PATH in http.headers:
+        return True
+    kind = http.headers.get("content-type", "")
+    return http.method == "POST" and _GRPC_TYPE.match(kind) is not None
 
 
 def _unknown_url(http: Any) -> MeshError:

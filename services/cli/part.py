@@ -63,7 +63,7 @@ async def spawn(part: Part) -> asyncio.subprocess.Process:
     as_user = [*as_nobody()] if part.as_user and os.geteuid() == 0 else []
     argv = [*as_user, *tied_to_us(part.death_signal), *part.argv]
     part.log_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _rotate(part.log_file)
+    rotate(part.log_file)
     with part.log_file.open("ab") as log:
         return await asyncio.create_subprocess_exec(
             *argv,
@@ -115,7 +115,12 @@ def sweep_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _rotate(log_file: Path) -> None:
+def rotate(log_file: Path) -> None:
+    """Moves what a log holds out of the way once it is long; the part goes on writing to it.
+
+    Copies and truncates, since the part holds the file open: what it writes in between is lost.
+    """
     with contextlib.suppress(FileNotFoundError):
         if log_file.stat().st_size > MAX_LOG_BYTES:
-            log_file.replace(log_file.with_suffix(".log.1"))
+            shutil.copyfile(log_file, log_file.with_suffix(".log.1"))
+            os.truncate(log_file, 0)

@@ -9,7 +9,9 @@ import time
 from collections.abc import Sequence
 
 from services.cli.keeper import Keeper, OnChange, PartState, PartStatus
-from services.cli.part import Part
+from services.cli.part import Part, rotate
+
+ROTATE_INTERVAL_S = 15.0
 
 
 class StartError(Exception):
@@ -78,8 +80,14 @@ class Supervisor:
         return {name: keeper.status for name, keeper in self._keepers.items()}
 
     async def run_forever(self) -> None:
-        """Returns when all parts have ended for good, which without `stop` does not happen."""
-        await asyncio.gather(*self._tasks)
+        """Returns when all parts have ended for good, which without `stop` does not happen.
+
+        Meanwhile it keeps their logs short.
+        """
+        while any(not task.done() for task in self._tasks):
+            await asyncio.wait(self._tasks, timeout=ROTATE_INTERVAL_S)
+            for keeper in self._keepers.values():
+                rotate(keeper.part.log_file)
 
     async def stop(self, *, limit_s: float = 4.0, wave_s: float = 0.7) -> None:
         """Ends all parts, those first on which nothing waits, and returns when all are gone.

@@ -59,6 +59,7 @@ class NodeAgent:
         self._is_leaving = False
         self._due = asyncio.Event()
         self._left = asyncio.Event()
+        self._has_joined = False
 
     async def note_probe(self) -> None:
         """Takes in what a probe found: the process's health at once, the next report soon."""
@@ -72,26 +73,24 @@ class NodeAgent:
         try:
             await watch.described.wait()
             while not self._is_leaving:
+                self._has_joined = is_replaced = False
                 try:
-                    has_joined = await self._attach(watch)
-                    is_replaced = False
+                    await self._attach(watch)
                 except grpc.aio.AioRpcError as error:
-                    has_joined = False
                     is_replaced = error.code() is grpc.StatusCode.ABORTED
                     log.warning(
                         "not in the mesh",
                         extra={"code": error.code().name, "error": error.details()},
                     )
                 except TimeoutError:
-                    has_joined = is_replaced = False
                     log.warning("not in the mesh", extra={"error": "the registry is silent"})
                 if self._is_leaving:
                     return
-                if has_joined:
-                    backoff_s = _FIRST_BACKOFF_S
-                elif is_replaced:
+                if is_replaced:
                     # Another node has this name: two that take turns quickly would serve nobody.
                     backoff_s = _MAX_BACKOFF_S
+                elif self._has_joined:
+                    backoff_s = _FIRST_BACKOFF_S
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
         finally:
@@ -101,11 +100,8 @@ class NodeAgent:
         await self._health.stopping.wait()
         self._due.set()
 
-    async def _attach(self, watch: EngineWatch) -> bool:
+    async def _attach(self, watch: EngineWatch) -> None:
         """Joins, and reports for as long as the stream lives.
-
-        Returns:
-            True after a stream that was joined and ended in order, or broke after it was joined.
 
         Raises:
             AioRpcError: The registry refused, or cannot be reached.
@@ -120,23 +116,21 @@ class NodeAgent:
                 joined = await call.read()
             if not isinstance(joined, pb.AttachNodeResponse):
                 await _raise_status(call)
-                return False
+                return
             interval_s = joined.joined.report_interval.ToTimedelta().total_seconds()
             watch.interval_s = min(max(interval_s, 0.1), 60.0)
             log.info("joined the mesh", extra={"report_interval_s": watch.interval_s})
             listener = asyncio.create_task(self._listen(call))
             listener.add_done_callback(lambda _: self._due.set())
-            self._is_joined = True
+            self._is_joined = self._has_joined = True
             try:
                 await self._report(call, listener, watch, generation)
             finally:
                 self._is_joined = False
                 listener.cancel()
-            return True
         except asyncio.InvalidStateError:
             # What grpc raises when a stream that has ended is written to.
             await _raise_status(call)
-            return False
         finally:
             call.cancel()
 

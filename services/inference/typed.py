@@ -188,10 +188,11 @@ def to_deltas(data: dict[str, Any]) -> list[pb.ChatDelta]:
 
 def to_usage(tokens: Tokens) -> pb.Usage:
     """Returns what a request took."""
-    usage = pb.Usage(prompt_tokens=tokens.prompt or 0, completion_tokens=tokens.completion or 0)
-    if tokens.cached is not None:
-        usage.cached_tokens = tokens.cached
-    return usage
+    return pb.Usage(
+        prompt_tokens=tokens.prompt,
+        completion_tokens=tokens.completion,
+        cached_tokens=tokens.cached,
+    )
 
 
 def _finish_reason(choice: dict[str, Any]) -> "pb.FinishReason.ValueType":

@@ -24,6 +24,9 @@ MAX_MESSAGE_BYTES = 24 * 1024 * 1024
 SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Envoy takes up to 60 KiB of headers from a caller.
+    ("grpc.max_metadata_size", 64 * 1024),
+    ("grpc.absolute_max_metadata_size", 128 * 1024),
     ("grpc.so_reuseport", 0),
     # Measuring the bandwidth-delay product costs a ping and its answer for every few messages.
     ("grpc.http2.bdp_probe", 0),

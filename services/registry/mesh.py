@@ -249,11 +249,7 @@ class Mesh:
             self._take_offline(holder, "another node took its address")
 
     def _check_join(self, join: node_service_pb2.JoinNode) -> None:
-        host = join.address.rpartition(":")[0].strip("[]")
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            raise _bad_address(f"join.address: `{host}` is not an IP address") from None
+        join.address = canonical_address(join.address)
         for holder in self._holders(join):
             # Without a stream the holder is but a lease that a machine left behind.
             if holder.online and holder.attachment:
@@ -293,6 +289,25 @@ class Mesh:
             if self.catalogue.refresh(name):
                 self._journal.note_model(name)
                 self.watchers.model_changed(name)
+
+
+def canonical_address(address: str) -> str:
+    """Returns an address in the one form by which nodes are told apart, and that Envoy takes.
+
+    Raises:
+        MeshError: It is not one that a single host can be reached at; Envoy would refuse all
+            endpoints for the sake of this one.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        ip = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        raise _bad_address(f"join.address: `{host}` is not an IP address") from None
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    has_scope = getattr(ip, "scope_id", None) is not None
+    if has_scope or ip.is_unspecified or ip.is_multicast or not 0 < int(port) < 65536:
+        raise _bad_address(f"join.address: no host can be reached at `{address}`")
+    return f"[{ip}]:{int(port)}" if ip.version == 6 else f"{ip}:{int(port)}"
 
 
 def _bad_address(message: str) -> MeshError:

@@ -40,6 +40,7 @@ class Replica:
         """Returns the gRPC status that the caller of a path gets, 0 for leave to go on."""
         request = external_auth_pb2.CheckRequest()
         http = request.attributes.request.http
+        http.method = "POST"
         http.path = path
         http.headers["authorization"] = f"Bearer {secret}"
         http.headers["content-type"] = "application/grpc"

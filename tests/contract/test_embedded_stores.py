@@ -64,7 +64,7 @@ async def test_data_survives_kill_9_and_secrets_are_private(tmp_path, free_port)
             os.kill(pid, signal.SIGKILL)
         await connection.close()
         async with asyncio.timeout(20):
-            while not all(  # noqa: ASYNC110
+            while not all(
                 s.state is PartState.READY and s.pid not in pids
                 for s in supervisor.states().values()
             ):

@@ -328,7 +328,7 @@ async def test_a_spool_brings_each_event_once_across_a_restart(
             current = await stack.enter_async_context(_sender(settings))
             async with asyncio.timeout(10):
                 # The other replica's database is what is watched: nothing here can wake the test.
-                while (await totals(usage))[0].request_count < 120:  # noqa: ASYNC110
+                while (await totals(usage))[0].request_count < 120:
                     await asyncio.sleep(0.05)
     request = pb.ListUsageEventsRequest(page_size=1000)
     ids = [e.request_id for e in (await usage.ListUsageEvents(request)).events]

@@ -41,7 +41,7 @@ class Registry:
 
     async def wait_for(self, node_id: str, state: int) -> None:
         async with asyncio.timeout(5):
-            while await self.state(node_id) != state:  # noqa: ASYNC110
+            while await self.state(node_id) != state:
                 await asyncio.sleep(0.02)
 
 

@@ -3,6 +3,8 @@
 import ipaddress
 import json
 import socket
+import subprocess
+from pathlib import Path
 
 import httpx
 import psutil
@@ -195,3 +197,82 @@ def test_garbage_instead_of_http(mesh: Mesh) -> None:
             except (TimeoutError, ConnectionError):
                 continue
     assert httpx.get(f"{mesh.url}/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["application/json; charset=utf-8", "Application/JSON", "application/json;charset=UTF-8"],
+)
+def test_every_way_to_say_json_is_json(mesh: Mesh, kind: str) -> None:
+    reply = post(mesh, {"model": CHAT, "messages": HI, "max_tokens": 1}, **{"content-type": kind})
+    assert reply.status_code == 200, reply.text
+
+
+@pytest.mark.parametrize("version", ["--http1.1", "--http2-prior-knowledge"])
+@pytest.mark.parametrize(("size", "status"), [(2_000_000, 400), (20_000_000, 413)])
+def test_the_limit_on_bodies_is_one_for_both_versions_of_http(
+    mesh: Mesh, tmp_path: Path, version: str, size: int, status: int
+) -> None:
+    body = tmp_path / "body.json"
+    # Two million characters are fine as a body, but more than the model's context.
+    body.write_bytes(
+        b'{"model":"%s","messages":[{"role":"user","content":"%s"}]}'
+        % (CHAT.encode(), b"a " * (size // 2))
+    )
+    done = subprocess.run(
+        [
+            *("curl", "--silent", version, "--max-time", "60", "--write-out", "\n%{http_code}"),
+            *("--header", f"authorization: Bearer {mesh.admin_key}"),
+            *("--header", "content-type: application/json", "--data-binary", f"@{body}"),
+            f"{mesh.url}/v1/chat/completions",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    text, _, code = done.stdout.rpartition("\n")
+    assert int(code) == status, done.stdout[:500]
+    assert set(json.loads(text)) == {"error"}
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("POST", "application/json"), ("PUT", "application/grpc"), ("POST", "application/grpcx")],
+)
+def test_what_is_not_grpc_does_not_reach_an_rpc_by_its_path(
+    mesh: Mesh, method: str, kind: str
+) -> None:
+    with mesh.http() as http:
+        reply = http.request(
+            method,
+            "/infermesh.inference.v1.InferenceService/Chat",
+            content=b"{}",
+            headers={"content-type": kind},
+        )
+    assert reply.status_code in (404, 200)
+    if reply.status_code == 200:  # gRPC's own form of a refusal
+        assert reply.headers["grpc-status"] == "5"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"grpc-timeout": "1n"},
+        {"grpc-timeout": "banana"},
+        {"grpc-encoding": "zzz"},
+        {"bad-bin": "zz~"},
+    ],
+)
+def test_words_of_grpc_in_a_rest_call_do_no_harm(mesh: Mesh, headers: dict[str, str]) -> None:
+    reply = post(mesh, {"model": CHAT, "messages": HI, "max_tokens": 1}, **headers)
+    if reply.status_code != 200:
+        assert reply.status_code < 500 or "bad-bin" in headers
+        error_of(reply)
+
+
+def test_parameters_that_clients_add_are_passed_over(mesh: Mesh) -> None:
+    with mesh.http() as http:
+        assert http.get("/v1/models", params={"api-version": "2024"}).status_code == 200
+        reply = http.get("/v1/models/org%2Fname")
+    assert "org/name" in error_of(reply)["message"]

@@ -100,3 +100,12 @@ def test_explain_says_why(mesh: Mesh) -> None:
         assert set(said["ordered_node_ids"]) == {"node-1", "node-2"}
         assert all(c["eligible"] for c in said["candidates"])
         assert http.get("/mesh/v1/routing:explain", params={"model": "x"}).status_code == 404
+
+
+def test_nodes_are_back_within_two_seconds_of_a_new_envoy(mesh: Mesh) -> None:
+    for _ in range(3):
+        mesh.kill("envoy")
+        mesh.wait("envoy", lambda: httpx.get(f"{mesh.url}/health").status_code, 10)
+        began = time.monotonic()
+        mesh.wait_whole(4.0)
+        print(f"whole again {time.monotonic() - began:.2f} s after the front door was back")

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from services.cli import part as part_module
 from services.cli import ports
 from services.cli.keeper import MAX_FIRST_TRIES, Backoff, PartState, PartStatus
 from services.cli.part import MAX_LOG_BYTES, Part
@@ -35,7 +36,7 @@ async def running(
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.01)
 
 
@@ -195,6 +196,7 @@ def test_parts_die_with_a_parent_that_is_killed(tmp_path):
     code = f"""
 import asyncio, os, sys
 from pathlib import Path
+from services.cli import part as part_module
 from services.cli.part import Part
 from services.cli.supervisor import Supervisor
 
@@ -233,3 +235,15 @@ def test_a_port_in_use_is_named_with_its_part(make_part):
     assert len(found) == 1
     assert f"port {port} (auth, gRPC) is in use" in found[0]
     assert f"(pid {os.getpid()})" in found[0]
+
+
+def test_a_long_log_is_moved_away_while_the_part_writes_to_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(part_module, "MAX_LOG_BYTES", 10)
+    log_file = tmp_path / "part.log"
+    with log_file.open("ab", buffering=0) as log:
+        log.write(b"a long line of text\n")
+        part_module.rotate(log_file)
+        log.write(b"next\n")
+        part_module.rotate(log_file)
+    assert log_file.read_bytes() == b"next\n"
+    assert (tmp_path / "part.log.1").read_bytes() == b"a long line of text\n"

@@ -12,7 +12,7 @@ from services.kit.errors import MeshError
 from services.registry import mesh as mesh_module
 from services.registry.attachment import Attachment, End
 from services.registry.journal import Journal
-from services.registry.mesh import Mesh
+from services.registry.mesh import Mesh, canonical_address
 from services.registry.store import ModelRow, NodeRow, StoreUnavailableError
 from services.registry.watchers import Watchers
 
@@ -374,3 +374,24 @@ async def test_stopping_ends_all_streams() -> None:
     world.mesh.close()
     assert await attachment.next_drain() is None
     assert attachment.end is End.STOPPING
+
+
+@pytest.mark.parametrize(
+    ("address", "canonical"),
+    [
+        ("127.0.0.1:80", "127.0.0.1:80"),
+        ("[::ffff:127.0.0.1]:80", "127.0.0.1:80"),
+        ("[2001:DB8::1]:80", "[2001:db8::1]:80"),
+    ],
+)
+def test_addresses_have_one_form(address, canonical):
+    assert canonical_address(address) == canonical
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:80", "127.0.0.1:0", "0.0.0.0:80", "224.0.0.1:80", "[fe80::1%a b]:80", "[::]:80"],
+)
+def test_an_address_that_envoy_would_refuse_is_refused(address):
+    with pytest.raises(MeshError):
+        canonical_address(address)
