@@ -4,7 +4,6 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 BUF := node_modules/.bin/buf
-PROTOS = $(shell cd protos && find infermesh -name '*.proto' | sort) buf/validate/validate.proto
 
 .PHONY: help
 help: ## Lists the targets.
@@ -12,8 +11,8 @@ help: ## Lists the targets.
 
 .venv/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "infermesh needs Python 3.11 or newer")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing what infermesh needs into .venv …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -24,7 +23,7 @@ help: ## Lists the targets.
 	@touch $@
 
 node_modules/.installed: package-lock.json
-	@npm ci --silent --no-audit --no-fund
+	@npm ci --loglevel=error --no-audit --no-fund
 	@touch $@
 
 .PHONY: up

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import support
-from services.cli import embedded
+from services.cli import embedded, models
 from services.cli.part import Part
 from services.cli.supervisor import Supervisor
 
@@ -47,3 +47,11 @@ async def redis_url(store_dir: Path) -> AsyncIterator[str]:
     store = embedded.redis(store_dir, support.free_port(), store_dir)
     async with _running(store.part):
         yield store.url
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """The folder of the model files, which are fetched where they are missing."""
+    folder = models.default_folder()
+    models.fetch(folder, lambda name, done, total: None)
+    return folder

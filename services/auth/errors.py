@@ -31,14 +31,6 @@ def invalid_page_token() -> MeshError:
     )
 
 
-def store_unavailable() -> MeshError:
-    """The store of keys does not answer."""
-    return MeshError(
-        errors_pb2.ERROR_REASON_STORE_UNAVAILABLE,
-        "The store of API keys does not answer. Try again shortly.",
-    )
-
-
 def missing_api_key() -> MeshError:
     """The call carries nothing that could be a key."""
     return MeshError(

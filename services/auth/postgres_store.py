@@ -1,7 +1,5 @@
 """Keys in PostgreSQL, schema `auth`. Every write notifies `CHANNEL` when it commits."""
 
-import contextlib
-import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from typing import Any
@@ -13,8 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from infermesh.access.v1 import access_pb2
 from services.auth import errors
 from services.auth.store import Key, Position
-
-log = logging.getLogger(__name__)
+from services.kit.database import transaction
 
 CHANNEL = "infermesh_auth_keys"
 """Where writes are told of; the payload is the key's id."""
@@ -48,7 +45,7 @@ class PostgresKeyStore:
 
     async def add(self, key: Key) -> None:
         """See `KeyStore`."""
-        async with self._transaction() as connection:
+        async with transaction(self._engine) as connection:
             await connection.execute(sa.insert(_keys).values(_values(key)))
             await _notify(connection, key.key_id)
 
@@ -60,7 +57,7 @@ class PostgresKeyStore:
             set_=_values(key),
             where=sa.or_(_keys.c.secret_hash != key.secret_hash, _keys.c.role != key.role),
         ).returning(_keys.c.key_id)
-        async with self._transaction() as connection:
+        async with transaction(self._engine) as connection:
             if (await connection.execute(changed)).first() is None:
                 return False
             await _notify(connection, key.key_id)
@@ -69,7 +66,7 @@ class PostgresKeyStore:
     async def get(self, key_ids: Iterable[str]) -> Sequence[Key]:
         """See `KeyStore`."""
         query = sa.select(*_COLUMNS).where(_keys.c.key_id.in_(list(key_ids)))
-        async with self._transaction() as connection:
+        async with transaction(self._engine) as connection:
             return [Key(*row) for row in await connection.execute(query)]
 
     async def page(self, size: int, after: Position | None) -> Sequence[Key]:
@@ -79,7 +76,7 @@ class PostgresKeyStore:
             place = sa.tuple_(_keys.c.create_time, _keys.c.key_id)
             query = query.where(place < sa.tuple_(after.create_time, after.key_id))
         query = query.order_by(_keys.c.create_time.desc(), _keys.c.key_id.desc()).limit(size)
-        async with self._transaction() as connection:
+        async with transaction(self._engine) as connection:
             return [Key(*row) for row in await connection.execute(query)]
 
     async def all(self) -> AsyncIterator[Sequence[Key]]:
@@ -88,7 +85,7 @@ class PostgresKeyStore:
         query = query.order_by(_keys.c.key_id).limit(_BATCH)
         last = ""
         while True:
-            async with self._transaction() as connection:
+            async with transaction(self._engine) as connection:
                 rows = (await connection.execute(query.where(_keys.c.key_id > last))).all()
             yield [Key(*row) for row in rows]
             if len(rows) < _BATCH:
@@ -97,7 +94,7 @@ class PostgresKeyStore:
 
     async def revoke(self, key_id: str, now: datetime) -> Key:
         """See `KeyStore`."""
-        async with self._transaction() as connection:
+        async with transaction(self._engine) as connection:
             # One revocation at a time: two at once could each take the other for the last admin.
             await connection.execute(
                 sa.text("SELECT pg_advisory_xact_lock(hashtext('auth.revoke'))")
@@ -116,18 +113,6 @@ class PostgresKeyStore:
             revoked = (await connection.execute(changed.returning(*_COLUMNS))).one()
             await _notify(connection, key_id)
         return Key(*revoked)
-
-    @contextlib.asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
-        try:
-            async with self._engine.begin() as connection:
-                yield connection
-        except (sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.DataError):
-            # Faults of this service, not of the server.
-            raise
-        except (OSError, sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-            log.warning("PostgreSQL does not answer", extra={"error": repr(error)})
-            raise errors.store_unavailable() from error
 
 
 def _values(key: Key) -> dict[str, Any]:

@@ -4,7 +4,6 @@ Both keep their data and their passwords in the state folder, which only its own
 """
 
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from services.cli import binaries, probes
 from services.cli.part import Part, as_nobody
+from services.cli.secret_files import kept_secret, write_private
 
 HOST = "127.0.0.1"
 _USER = _DATABASE = "infermesh"
@@ -41,7 +41,7 @@ def postgres(state_dir: Path, port: int, log_dir: Path, *, durable: bool = True)
     Raises:
         RuntimeError: The data folder cannot be made.
     """
-    password = _kept_secret(state_dir / "postgres.password")
+    password = kept_secret(state_dir / "postgres.password")
     data = state_dir / "postgres"
     if not data.exists():
         _make_cluster(data, state_dir / "postgres.password")
@@ -80,12 +80,12 @@ def postgres(state_dir: Path, port: int, log_dir: Path, *, durable: bool = True)
 
 def redis(state_dir: Path, port: int, log_dir: Path) -> Store:
     """Returns Redis, which has every change on disk within a second."""
-    password = _kept_secret(state_dir / "redis.password")
+    password = kept_secret(state_dir / "redis.password")
     data = state_dir / "redis"
     data.mkdir(mode=0o700, exist_ok=True)
     config = state_dir / "redis.conf"
     # In a file, since everybody may read the arguments of a process.
-    _write_private(
+    write_private(
         config,
         f"bind {HOST}\n"
         f"port {port}\n"
@@ -145,21 +145,3 @@ def _run(*argv: str, stdin: str = "") -> None:
 
 def _bare_env() -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
-
-
-def _kept_secret(path: Path) -> str:
-    """Returns the secret in the file, which is made on the first call."""
-    try:
-        return path.read_text()
-    except FileNotFoundError:
-        secret = secrets.token_hex(24)
-        _write_private(path, secret)
-        return secret
-
-
-def _write_private(path: Path, text: str) -> None:
-    new = path.with_name(path.name + ".new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    new.replace(path)

@@ -29,6 +29,22 @@ def http(host: str, port: int, path: str) -> Probe:
     return probe
 
 
+def envoy(host: str, port: int) -> Probe:
+    """Returns a probe that wants an answer that only the mesh's Envoy gives.
+
+    A part or a stranger may have the port instead. An unhealthy mesh will do: nodes join later.
+    """
+    name = f"[{host}]" if ":" in host else host
+
+    async def probe() -> bool:
+        request = f"GET /health HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n"
+        head = (await _ask(host, port, request.encode(), until=b"\r\n\r\n")).lower()
+        status = head.split(b" ")[1:2]
+        return status in ([b"200"], [b"503"]) and b"\r\nx-request-id:" in head
+
+    return probe
+
+
 def redis(host: str, port: int, password: str) -> Probe:
     """Returns a probe that logs in to Redis and wants a PONG."""
 
@@ -75,11 +91,12 @@ def grpc_health(host: str, port: int) -> Probe:
     return probe
 
 
-async def _ask(host: str, port: int, request: bytes, size: int) -> bytes:
+async def _ask(host: str, port: int, request: bytes, size: int = 0, *, until: bytes = b"") -> bytes:
+    """Returns the first `size` bytes of the answer, or those up to and with `until`."""
     reader, writer = await asyncio.open_connection(host, port)
     try:
         writer.write(request)
-        return await reader.readexactly(size)
+        return await (reader.readuntil(until) if until else reader.readexactly(size))
     finally:
         writer.close()
         with contextlib.suppress(OSError):

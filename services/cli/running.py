@@ -17,7 +17,7 @@ from services.cli import ports, stack
 from services.cli.keeper import PartState, PartStatus
 from services.cli.options import fail
 from services.cli.part import Part
-from services.cli.screen import front_door, screen
+from services.cli.screen import screen
 from services.cli.supervisor import StartError, Supervisor
 
 JOIN_LIMIT_S = 20.0
@@ -30,7 +30,7 @@ def run(options: stack.Options, shown_state_dir: Path) -> None:
         shown_state_dir: The state folder as the person knows it.
     """
     parts = stack.build(options)
-    taken = ports.conflicts(parts, options.host)
+    taken = ports.conflicts(parts, options.host, options.port)
     if taken:
         fail("\n".join(f"Cannot start: {conflict}." for conflict in taken))
     if problem := asyncio.run(_Run(options, parts, shown_state_dir).run()):
@@ -76,7 +76,10 @@ class _Run:
                 self._console.print(warning, style="yellow", soft_wrap=True)
             running = asyncio.create_task(self._supervisor.run_forever())
             await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            return ""
+            if stopped.done():
+                running.cancel()
+                return ""
+            return _why(running)
         finally:
             self._started = False
             self._console.print("Stopping …")
@@ -97,7 +100,7 @@ class _Run:
 
     async def _ready_nodes(self) -> set[str]:
         key = (self._options.state_dir / "admin.key").read_text().strip()
-        async with grpc.aio.insecure_channel(front_door(self._options)) as channel:
+        async with grpc.aio.insecure_channel(self._options.front_door) as channel:
             stub = node_service_pb2_grpc.NodeServiceStub(channel)
             try:
                 reply = await stub.ListNodes(
@@ -129,3 +132,11 @@ class _Run:
         except FileNotFoundError:
             return ""
         return "".join(f"\n    {line.rstrip()}" for line in lines)
+
+
+def _why(ended: "asyncio.Task[None]") -> str:
+    """Returns why the parts are not kept any more."""
+    error = ended.exception()
+    if error is None:
+        return "All parts have ended."
+    return f"The mesh cannot be kept running: {type(error).__name__}: {error}"

@@ -33,7 +33,7 @@ def screen(
     took_s: float,
 ) -> RenderableType:
     """Returns the address, where the key is, a command to copy, and the state of each part."""
-    base = f"http://{front_door(options)}"
+    base = f"http://{options.front_door}"
     key_file = shown_state_dir / "admin.key"
     rows = [
         (
@@ -54,12 +54,6 @@ def screen(
         Text(f"\n{curl(base, key_file)}\n"),
         Text("Ctrl-C stops everything.", style="dim"),
     )
-
-
-def front_door(options: stack.Options) -> str:
-    """Returns host and port at which the mesh is reached from this machine."""
-    wildcard = options.host in ("0.0.0.0", "::")
-    return f"{'127.0.0.1' if wildcard else options.host}:{options.port}"
 
 
 def curl(base: str, key_file: Path) -> str:

@@ -1,7 +1,6 @@
 """The embedded mesh: which processes it is made of, and what each is told."""
 
 import os
-import secrets
 import string
 import sys
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from services.cli import binaries, embedded, probes
 from services.cli.part import Part
+from services.cli.secret_files import kept_secret
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -30,9 +30,9 @@ class Options:
     Attributes:
         state_dir: Holds everything that the mesh writes. Mode 0700.
         models_dir: Holds the model files.
-        host: The address of the front door.
+        host: The IP address of the front door.
         port: The port of the front door.
-        base_port: The parts listen on ports from here on, on loopback; below 32700.
+        base_port: The parts listen on ports from here on, on loopback; 32700 at most.
         chat_nodes: How many nodes serve the chat model, 1 to 18.
     """
 
@@ -42,6 +42,17 @@ class Options:
     port: int = 8080
     base_port: int = 17000
     chat_nodes: int = 2
+
+    @property
+    def local_host(self) -> str:
+        """Where the front door is reached from this machine."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+
+    @property
+    def front_door(self) -> str:
+        """Host and port at which the mesh is reached from this machine."""
+        host = self.local_host
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
 
 def build(options: Options) -> list[Part]:
@@ -56,9 +67,9 @@ class _Stack:
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._state.chmod(0o700)
         (self._state / "run").mkdir(mode=0o700, exist_ok=True)
-        self._admin_key = _secret(self._state / "admin.key", "im-")
-        self._node_key = _secret(self._state / "node.key", "im-")
-        self._hash_secret = _secret(self._state / "hash.secret", "")
+        self._admin_key = kept_secret(self._state / "admin.key", "im-")
+        self._node_key = kept_secret(self._state / "node.key", "im-")
+        self._hash_secret = kept_secret(self._state / "hash.secret")
 
     def parts(self) -> list[Part]:
         """Returns all parts."""
@@ -124,10 +135,6 @@ class _Stack:
             self._envoy(),
         ]
 
-    def _local_host(self) -> str:
-        """Returns where the front door is reached from this machine."""
-        return "127.0.0.1" if self._options.host == "0.0.0.0" else self._options.host
-
     def _port(self, offset: int) -> int:
         return self._options.base_port + offset
 
@@ -169,7 +176,7 @@ class _Stack:
                 "NODE_ID": name,
                 "ENGINE": "llamacpp",
                 "ENGINE_URL": f"http://{self._at(_ENGINE + index)}",
-                "MESH_ADDRESS": f"{self._local_host()}:{self._options.port}",
+                "MESH_ADDRESS": self._options.front_door,
                 "NODE_KEY": self._node_key,
                 "STATE_DIR": str(self._state / name),
             },
@@ -232,7 +239,7 @@ class _Stack:
                 *("--drain-time-s", "2", "--file-flush-interval-msec", "1000"),
             ],
             env=_inherited(),
-            probe=probes.tcp(self._local_host(), self._options.port),
+            probe=probes.envoy(self._options.local_host, self._options.port),
             log_file=self._log("envoy"),
             # Envoy waits for its first assignment before it listens.
             after=("routing",),
@@ -244,14 +251,3 @@ class _Stack:
 def _inherited() -> dict[str, str]:
     """Returns the environment less settings that are meant for one process only."""
     return {k: v for k, v in os.environ.items() if not k.startswith("INFERMESH_")}
-
-
-def _secret(path: Path, prefix: str) -> str:
-    """Returns the secret in the file, made on first use; 256 bits, mode 0600."""
-    if not path.exists():
-        new = path.with_suffix(".new")
-        new.unlink(missing_ok=True)
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(prefix + secrets.token_urlsafe(32) + "\n")
-        new.replace(path)
-    return path.read_text().strip()

@@ -83,9 +83,17 @@ class Supervisor:
         """Returns when all parts have ended for good, which without `stop` does not happen.
 
         Meanwhile it keeps their logs short.
+
+        Raises:
+            Exception: What a keeper failed with: its part is not brought back any more.
         """
-        while any(not task.done() for task in self._tasks):
-            await asyncio.wait(self._tasks, timeout=ROTATE_INTERVAL_S)
+        left = set(self._tasks)
+        while left:
+            done, left = await asyncio.wait(
+                left, timeout=ROTATE_INTERVAL_S, return_when=asyncio.FIRST_EXCEPTION
+            )
+            for task in done:
+                task.result()
             for keeper in self._keepers.values():
                 rotate(keeper.part.log_file)
 

@@ -5,6 +5,9 @@ from infermesh.registry.v1 import model_service_pb2, node_service_pb2, resources
 from services.cli.client import TIMEOUT_S, Mesh
 from services.cli.tables import show
 
+_NO_VERSION = "b0-unknown"
+"""What llama.cpp says where it was built outside its repository."""
+
 
 def show_parts(mesh: Mesh) -> None:
     """Prints whether each service answers its health check."""
@@ -31,7 +34,7 @@ def show_nodes(mesh: Mesh) -> None:
             node.node_id,
             state_name(node.state),
             node.address,
-            f"{node.engine} {node.engine_version}".strip(),
+            _engine(node),
             ", ".join(model.name for model in node.models),
             _known(node.load, "running"),
             _known(node.load, "queued"),
@@ -62,6 +65,11 @@ def state_name(state: resources_pb2.NodeState.ValueType) -> str:
     """Returns a node's state in words. Example: `engine down`."""
     name = resources_pb2.NodeState.Name(state)
     return name.removeprefix("NODE_STATE_").lower().replace("_", " ")
+
+
+def _engine(node: resources_pb2.Node) -> str:
+    known = node.engine_version not in ("", _NO_VERSION)
+    return f"{node.engine} {node.engine_version}" if known else node.engine
 
 
 def _capability(capability: resources_pb2.Capability.ValueType) -> str:

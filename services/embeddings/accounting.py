@@ -4,25 +4,15 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 from infermesh.metrics.v1 import usage_service_pb2
-from services.embeddings.caller import Caller
 from services.embeddings.vectors import Vector
+from services.kit.caller import Caller
 from services.kit.errors import MeshError
+from services.kit.usage_spool import Spool
 
 NODE_ID = "embeddings"
 _MAX_MODEL_CHARS = 200
-
-
-class Spool(Protocol):
-    """Keeps events until the ledger has them; see `services.kit.usage_spool`."""
-
-    def begin(self, event: usage_service_pb2.UsageEvent) -> None:
-        """Notes that a request is in this process."""
-
-    def finish(self, event: usage_service_pb2.UsageEvent) -> None:
-        """Records how a request ended."""
 
 
 class Account:

@@ -26,11 +26,11 @@ _REDIS_TIMEOUT_S = 0.1
 _REDIS_CONNECTIONS = 16
 
 
-def app(settings: EmbeddingsSettings) -> App:
+def make_app(settings: EmbeddingsSettings) -> App:
     """Returns the service for the settings."""
 
     @contextlib.asynccontextmanager
-    async def context(server: grpc.aio.Server, _: Health) -> AsyncIterator[Sequence[str]]:
+    async def app(server: grpc.aio.Server, _: Health) -> AsyncIterator[Sequence[str]]:
         async with contextlib.AsyncExitStack() as stack:
             client = redis.asyncio.Redis(connection_pool=_redis_pool(settings.redis_url))
             stack.push_async_callback(client.aclose, close_connection_pool=True)
@@ -57,7 +57,7 @@ def app(settings: EmbeddingsSettings) -> App:
             )
             yield ("infermesh.embeddings.v1.EmbeddingsService",)
 
-    return context
+    return app
 
 
 def _channel(address: str) -> grpc.aio.Channel:

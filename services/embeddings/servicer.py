@@ -1,6 +1,6 @@
 """The RPCs of the embeddings service."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import grpc
@@ -9,9 +9,10 @@ from google.api import httpbody_pb2
 from infermesh.embeddings.v1 import embeddings_service_pb2, embeddings_service_pb2_grpc
 from infermesh.errors.v1 import errors_pb2
 from services.embeddings import openai
-from services.embeddings.accounting import Accounting
-from services.embeddings.caller import Caller, caller_of
+from services.embeddings.accounting import Account, Accounting
 from services.embeddings.embedder import Embedder
+from services.embeddings.vectors import Vector
+from services.kit.caller import Caller, caller_of
 from services.kit.errors import MeshError
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -31,16 +32,7 @@ class EmbeddingsServicer(embeddings_service_pb2_grpc.EmbeddingsServiceServicer):
         caller = _caller(context)
         with self._accounting.account(caller) as account:
             parsed = openai.parse(request.data)
-            _check_model(caller, parsed.model)
-            account.set_model(parsed.model)
-            vectors = await self._embedder.embed(
-                parsed.model,
-                parsed.inputs,
-                tenant=caller.tenant,
-                request_id=caller.request_id,
-                field="input",
-            )
-            account.set_vectors(vectors)
+            vectors = await self._vectors(caller, account, parsed.model, parsed.inputs, "input")
             return httpbody_pb2.HttpBody(
                 content_type="application/json", data=openai.answer(parsed, vectors)
             )
@@ -51,16 +43,7 @@ class EmbeddingsServicer(embeddings_service_pb2_grpc.EmbeddingsServiceServicer):
         """Answers with typed messages."""
         caller = _caller(context)
         with self._accounting.account(caller) as account:
-            _check_model(caller, request.model)
-            account.set_model(request.model)
-            vectors = await self._embedder.embed(
-                request.model,
-                request.inputs,
-                tenant=caller.tenant,
-                request_id=caller.request_id,
-                field="inputs",
-            )
-            account.set_vectors(vectors)
+            vectors = await self._vectors(caller, account, request.model, request.inputs, "inputs")
             return embeddings_service_pb2.EmbedResponse(
                 model=request.model,
                 embeddings=(
@@ -69,6 +52,17 @@ class EmbeddingsServicer(embeddings_service_pb2_grpc.EmbeddingsServiceServicer):
                 ),
                 prompt_tokens=sum(vector.tokens for vector in vectors),
             )
+
+    async def _vectors(
+        self, caller: Caller, account: Account, model: str, texts: Sequence[str], field: str
+    ) -> list[Vector]:
+        _check_model(caller, model)
+        account.set_model(model)
+        vectors = await self._embedder.embed(
+            model, texts, tenant=caller.tenant, request_id=caller.request_id, field=field
+        )
+        account.set_vectors(vectors)
+        return vectors
 
 
 def _caller(context: _Context) -> Caller:

@@ -1,76 +1,20 @@
 """Writes down what each call took, before its caller gets the last of the answer."""
 
-import re
 import time
-import uuid
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from infermesh.metrics.v1 import usage_service_pb2 as usage_pb2
 from services.inference.engines.dialect import Tokens
-from services.kit import headers
+from services.kit.caller import Caller
 from services.kit.errors import MeshError
+from services.kit.usage_spool import Spool
 
 OPERATIONS = {
     "chat": usage_pb2.OPERATION_CHAT,
     "completion": usage_pb2.OPERATION_COMPLETION,
     "embedding": usage_pb2.OPERATION_EMBEDDING,
 }
-
-_MAX_ID_CHARS = 64
-
-
-class Spool(Protocol):
-    """Where usage goes; see `services.kit.usage_spool`."""
-
-    def begin(self, event: usage_pb2.UsageEvent) -> None:
-        """Notes durably that a request is in here."""
-        ...
-
-    def finish(self, event: usage_pb2.UsageEvent) -> None:
-        """Records durably how it ended."""
-        ...
-
-
-@dataclass(slots=True)
-class Caller:
-    """Who calls, as Envoy and auth say in the call's metadata.
-
-    Attributes:
-        request_id: The request's id.
-        attempt: Which try of Envoy's this is, from 1.
-        key_id: The key; None on calls from inside the mesh, which are not accounted here.
-        tenant: The tenant.
-        model: The model that auth allowed; None where auth did not say.
-    """
-
-    request_id: str = ""
-    attempt: int = 1
-    key_id: str | None = None
-    tenant: str = ""
-    model: str | None = None
-
-
-def caller_of(metadata: Iterable[tuple[str, Any]] | None) -> Caller:
-    """Reads who calls."""
-    caller = Caller()
-    for key, value in metadata or ():
-        if key == headers.REQUEST_ID:
-            caller.request_id = value[:_MAX_ID_CHARS]
-        elif key == headers.ATTEMPT:
-            caller.attempt = int(value) if re.fullmatch("[1-9][0-9]{0,5}", value) else 1
-        elif key == headers.KEY_ID:
-            caller.key_id = value
-        elif key == headers.TENANT:
-            caller.tenant = value
-        elif key == headers.MODEL:
-            caller.model = value
-    if not caller.request_id:
-        caller.request_id = str(uuid.uuid4())
-    return caller
 
 
 class Account:
@@ -143,7 +87,7 @@ class Ledger:
 
     def open(self, caller: Caller, *, operation: str, model: str, is_stream: bool) -> Account:
         """Notes that a call is about to go to the engine."""
-        if caller.key_id is None:
+        if not caller.key_id:
             return Account(None, None)
         now = time.time_ns()
         event = usage_pb2.UsageEvent(

@@ -17,7 +17,9 @@ log = logging.getLogger(__name__)
 _JOIN_TIMEOUT_S = 10.0
 _WRITE_TIMEOUT_S = 5.0
 _FIRST_BACKOFF_S = 0.2
-_MAX_BACKOFF_S = 5.0
+# Well under a lease, so that a mesh that is back has its nodes before they count as gone.
+_MAX_BACKOFF_S = 1.0
+_REPLACED_BACKOFF_S = 5.0
 _GOODBYE_S = 1.0
 
 _Call = grpc.aio.StreamStreamCall[pb.AttachNodeRequest, pb.AttachNodeResponse]
@@ -88,7 +90,7 @@ class NodeAgent:
                     return
                 if is_replaced:
                     # Another node has this name: two that take turns quickly would serve nobody.
-                    backoff_s = _MAX_BACKOFF_S
+                    await asyncio.sleep(_REPLACED_BACKOFF_S)
                 elif self._has_joined:
                     backoff_s = _FIRST_BACKOFF_S
                 await asyncio.sleep(backoff_s)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import orjson
 
 from services.inference import errors
-from services.inference.accounting import Account, Caller, Ledger
+from services.inference.accounting import Account, Ledger
 from services.inference.engines.dialect import Engine, EngineModel, Plan, Tokens
 from services.inference.fold import Fold
 from services.inference.http_client import (
@@ -28,6 +28,7 @@ from services.inference.requests import OpenAIRequest
 from services.inference.sse import StreamReader
 from services.inference.state import EngineState
 from services.inference.streams import OnObjects, Write, pass_on, pass_parsed, settle
+from services.kit.caller import Caller
 
 _MAX_ERROR_BYTES = 1024 * 1024
 _FOLD_STEP_BYTES = 64 * 1024
@@ -130,7 +131,7 @@ class Relay:
         Raises:
             MeshError: `MODEL_NOT_FOUND`, `INVALID_ARGUMENT` or `ENGINE_UNAVAILABLE`.
         """
-        if caller.model is not None and caller.model != model:
+        if caller.model and caller.model != model:
             # Auth allowed one model; the body, read by another parser, names another.
             raise errors.invalid("model", "is not the one that the call was let in with")
         if not self._state.models:
@@ -144,7 +145,7 @@ class Relay:
 
     def _admit_chat(self, caller: Caller, request: OpenAIRequest) -> None:
         if not self.admit(caller, request.model).can_chat:
-            raise errors.invalid("model", "serves embeddings only")
+            raise errors.invalid("model", f"`{request.model}` serves embeddings only")
 
     async def run(
         self,

@@ -9,10 +9,10 @@ from google.api import httpbody_pb2
 
 from infermesh.inference.v1 import openai_service_pb2
 from services.inference import errors
-from services.inference.accounting import caller_of
 from services.inference.relay import Relay
 from services.inference.requests import Kind, parse
 from services.kit import headers
+from services.kit.caller import caller_of
 from services.kit.guard import wrap
 
 _JSON = "application/json; charset=utf-8"

@@ -8,11 +8,12 @@ import orjson
 from infermesh.inference.v1 import inference_service_pb2 as pb
 from infermesh.inference.v1 import inference_service_pb2_grpc
 from services.inference import errors, typed
-from services.inference.accounting import Account, caller_of
+from services.inference.accounting import Account
 from services.inference.embedder import Embedder, Vector
 from services.inference.engines.dialect import Tokens
 from services.inference.relay import Relay
 from services.inference.requests import OpenAIRequest, check
+from services.kit.caller import caller_of
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 

@@ -1,15 +1,38 @@
-"""Opens a service's own schema in PostgreSQL."""
+"""Opens a service's own schema in PostgreSQL, and transactions in it."""
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import AsyncIterator
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.schema import CreateSchema
+
+from infermesh.errors.v1 import errors_pb2
+from services.kit.errors import MeshError
 
 log = logging.getLogger(__name__)
 
 _OPEN_TIMEOUT_S = 30.0
+
+# Classes of SQLSTATE: data exception, integrity constraint violation, syntax or access rule.
+_FAULT_CLASSES = ("22", "23", "42")
+
+
+class StoreUnavailableError(MeshError):
+    """The store does not answer; the same call may work later.
+
+    Args:
+        cause: Why, for logs. Callers are told a sentence that does not hold it.
+    """
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(
+            errors_pb2.ERROR_REASON_STORE_UNAVAILABLE,
+            "The service's database does not answer. Try again shortly.",
+        )
+        self.args = (cause,)
 
 
 def make_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
@@ -57,3 +80,30 @@ async def create_tables(engine: AsyncEngine, metadata: sa.MetaData) -> None:
                 raise
             log.warning("waiting for PostgreSQL", extra={"error": str(error)})
             await asyncio.sleep(0.2)
+
+
+@contextlib.asynccontextmanager
+async def transaction(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """Opens a transaction that commits when the context ends, or rolls back where it raises.
+
+    Raises:
+        StoreUnavailableError: PostgreSQL is away, starts up, shuts down or has no room.
+        sqlalchemy.exc.DBAPIError: A statement or its values are at fault.
+    """
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    except (OSError, sa.exc.TimeoutError, sa.exc.DBAPIError) as error:
+        if isinstance(error, sa.exc.DBAPIError) and _is_fault(error):
+            raise
+        log.warning("PostgreSQL does not answer", extra={"error": repr(error)})
+        raise StoreUnavailableError(str(error)) from error
+
+
+def _is_fault(error: sa.exc.DBAPIError) -> bool:
+    if isinstance(error, sa.exc.IntegrityError | sa.exc.ProgrammingError | sa.exc.DataError):
+        return True
+    # Everything else that the server says comes as a plain DBAPIError, be it a value out of range
+    # or that it starts up.
+    sqlstate = getattr(error.orig, "sqlstate", None) or ""
+    return str(sqlstate).startswith(_FAULT_CLASSES)

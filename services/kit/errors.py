@@ -21,8 +21,13 @@ from services.kit import headers
 
 DOMAIN = "infermesh"
 
-# Trailers share the 8 KiB that HTTP stacks commonly allow for all of them together.
-_MAX_MESSAGE_CHARS = 1000
+# Trailers share the 8 KiB that HTTP stacks commonly allow for all of them together, gRPC's among
+# them. A message is in them up to four times, two of these in base64; a `param` up to twice.
+_MAX_MESSAGE_BYTES = 1024
+_MAX_PARAM_CHARS = 200
+_MAX_PARAM_BYTES = 600
+_MAX_METADATA_BYTES = 768
+_MAX_BYTES_OF_A_CHAR = 12
 
 
 class _Form(NamedTuple):
@@ -51,7 +56,6 @@ FORMS: Mapping[int, _Form] = {
     _R.ERROR_REASON_ENGINE_FAILED: _Form(_C.INTERNAL, 500, "server_error"),
     _R.ERROR_REASON_ENGINE_UNAVAILABLE: _UNAVAILABLE,
     _R.ERROR_REASON_NOT_FOUND: _MISSING,
-    _R.ERROR_REASON_ALREADY_EXISTS: _Form(_C.ALREADY_EXISTS, 409, "invalid_request_error"),
     _R.ERROR_REASON_INPUT_TOO_LONG: _INVALID,
     _R.ERROR_REASON_STORE_UNAVAILABLE: _UNAVAILABLE,
     _R.ERROR_REASON_INTERNAL: _Form(_C.INTERNAL, 500, "server_error"),
@@ -73,9 +77,12 @@ class MeshError(Exception):
 
     Args:
         reason: An `ErrorReason` number.
-        message: A sentence for the caller. Holds nothing that the caller may not know.
-        param: The request field at fault, where one is. Example: `messages[0].role`.
-        metadata: Facts for programs, put into `ErrorInfo.metadata`.
+        message: A sentence for the caller. Holds nothing that the caller may not know. It is cut
+            to 1 KiB on the wire, which is 1024 plain characters or 85 emoji.
+        param: The request field at fault, where one is, cut to 200 characters and 600 bytes.
+            Example: `messages[0].role`.
+        metadata: Facts for programs, put into `ErrorInfo.metadata`; what comes after 768 bytes
+            is left out.
     """
 
     def __init__(
@@ -88,9 +95,9 @@ class MeshError(Exception):
     ) -> None:
         super().__init__(message)
         self.reason = reason
-        self.message = message[:_MAX_MESSAGE_CHARS]
-        self.param = param
-        self.metadata = dict(metadata or {})
+        self.message = _cut(message, _MAX_MESSAGE_BYTES)
+        self.param = None if param is None else _cut(param[:_MAX_PARAM_CHARS], _MAX_PARAM_BYTES)
+        self.metadata = _bounded(metadata or {})
         self._form = FORMS[reason]
 
     @property
@@ -147,6 +154,36 @@ class MeshError(Exception):
             ("grpc-status-details-bin", self.to_status().SerializeToString()),
             (headers.ERROR_BODY, self.openai_body()),
         )
+
+
+def _cut(text: str, limit: int) -> str:
+    """Returns the longest start of the text that takes at most `limit` bytes in any trailer."""
+    if _MAX_BYTES_OF_A_CHAR * len(text) <= limit:
+        return text
+    for end, character in enumerate(text):
+        limit -= _wire_bytes(character)
+        if limit < 0:
+            return text[:end]
+    return text
+
+
+def _wire_bytes(character: str) -> int:
+    if " " <= character <= "~" and character not in '"\\%':
+        return 1
+    percent_encoded = 3 * len(character.encode("utf-8", "replace"))
+    return max(percent_encoded, len(json.dumps(character)) - 2)
+
+
+def _bounded(metadata: Mapping[str, str]) -> dict[str, str]:
+    kept: dict[str, str] = {}
+    room = _MAX_METADATA_BYTES
+    for key, value in metadata.items():
+        room -= sum(map(_wire_bytes, key))
+        if room <= 0:
+            break
+        kept[key] = _cut(value, room)
+        room -= sum(map(_wire_bytes, kept[key]))
+    return kept
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError | None:

@@ -102,6 +102,10 @@ async def _serve(name: str, settings: ServiceSettings, app: App) -> None:
     try:
         async with serving(settings, app) as address:
             _on_signal(stop.set)
+            # What is here now stays: collections need not walk over it again, nor come so often.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(10_000, 20, 20)
             log.info("serving", extra={"address": address})
             await stop.wait()
             log.info("stopping")
@@ -135,10 +139,6 @@ async def serving(settings: ServiceSettings, app: App) -> AsyncIterator[str]:
             (*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
         await server.start()
-        # What is here now stays: collections need not walk over it again, nor come so often.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(10_000, 20, 20)
         await health_state.set_serving(True)
         try:
             yield f"{settings.listen.rpartition(':')[0]}:{port}"

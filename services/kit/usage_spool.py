@@ -16,6 +16,7 @@ import os
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Protocol
 
 import grpc
 
@@ -38,6 +39,16 @@ _MAX_REJECTED_BYTES = 4 * 1024 * 1024
 
 _POSITION = struct.Struct("<QQ")
 _Key = tuple[str, int]
+
+
+class Spool(Protocol):
+    """Keeps events until the ledger has them."""
+
+    def begin(self, event: usage_service_pb2.UsageEvent) -> None:
+        """Notes that a request is in this process."""
+
+    def finish(self, event: usage_service_pb2.UsageEvent) -> None:
+        """Records how a request ended."""
 
 
 @contextlib.asynccontextmanager

@@ -17,11 +17,11 @@ from services.metrics.store import Ledger
 from services.metrics.tables import metadata
 
 
-def app(settings: MetricsSettings) -> App:
+def make_app(settings: MetricsSettings) -> App:
     """Returns the service for the settings."""
 
     @contextlib.asynccontextmanager
-    async def context(server: grpc.aio.Server, _: Health) -> AsyncIterator[Sequence[str]]:
+    async def app(server: grpc.aio.Server, _: Health) -> AsyncIterator[Sequence[str]]:
         engine = database.make_engine(settings.database_url)
         try:
             await database.create_tables(engine, metadata)
@@ -41,4 +41,4 @@ def app(settings: MetricsSettings) -> App:
         finally:
             await engine.dispose()
 
-    return context
+    return app

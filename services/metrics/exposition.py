@@ -6,11 +6,21 @@ generative AI (`gen_ai.server.request.duration`, `gen_ai.server.time_to_first_to
 
 from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from infermesh.metrics.v1 import usage_service_pb2
 from services.metrics.usage import Usage
+
+# Prometheus keeps each `…_created` as a series of its own. The library has one switch for all.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 

@@ -1,17 +1,14 @@
 """The ledger in PostgreSQL."""
 
-import contextlib
 import datetime as dt
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from infermesh.errors.v1 import errors_pb2
-from services.kit.errors import MeshError
+from services.kit.database import transaction
 from services.metrics.tables import ledger, usage_daily
 from services.metrics.usage import SumKey, Sums, Usage, changes, latest_attempts
 
@@ -59,7 +56,7 @@ _ADD_SUMS = sa.text(
 class Ledger:
     """Writes and reads the ledger and its sums.
 
-    Every method raises `MeshError` (`STORE_UNAVAILABLE`) when PostgreSQL does not answer.
+    Every method raises `StoreUnavailableError` when PostgreSQL does not answer.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
@@ -74,7 +71,7 @@ class Ledger:
             The events that were written, after they are committed.
         """
         latest = latest_attempts(events)
-        async with self._connect() as connection:
+        async with transaction(self._engine) as connection:
             result = await connection.execute(_INSERT, _columns(latest.values()))
             new = {row.request_id for row in result}
             added = [latest[request_id] for request_id in latest if request_id in new]
@@ -111,7 +108,7 @@ class Ledger:
             query = query.where(ledger.c.request_id == request_id)
         if key_id:
             query = query.where(ledger.c.key_id == key_id)
-        async with self._connect() as connection:
+        async with transaction(self._engine) as connection:
             return [_usage(row) for row in await connection.execute(query.limit(limit))]
 
     async def totals(
@@ -140,36 +137,9 @@ class Ledger:
             query = query.where(usage_daily.c.key_id == key_id)
         if model:
             query = query.where(usage_daily.c.model == model)
-        async with self._connect() as connection:
+        async with transaction(self._engine) as connection:
             rows = await connection.execute(query)
             return [(row[0], row[1], row[2], Sums(*row[3:])) for row in rows]
-
-    @contextlib.asynccontextmanager
-    async def _connect(self) -> AsyncIterator[AsyncConnection]:
-        try:
-            async with self._engine.begin() as connection:
-                yield connection
-        except (
-            OSError,
-            TimeoutError,
-            sa.exc.TimeoutError,
-            sa.exc.OperationalError,
-            sa.exc.InterfaceError,
-            asyncpg.PostgresConnectionError,
-            asyncpg.InterfaceError,
-            asyncpg.OperatorInterventionError,
-        ) as error:
-            raise _unavailable() from error
-        except sa.exc.DBAPIError as error:
-            if error.connection_invalidated:
-                raise _unavailable() from error
-            raise
-
-
-def _unavailable() -> MeshError:
-    return MeshError(
-        errors_pb2.ERROR_REASON_STORE_UNAVAILABLE, "The usage ledger does not answer; try again."
-    )
 
 
 def _usage(row: sa.Row[Any]) -> Usage:

@@ -90,14 +90,20 @@ class Catalogue:
 
     def replace_node(self, before: LiveNode | None, after: LiveNode) -> None:
         """Notes that a node now lists other models."""
+        if before:
+            self.remove_node(before)
         node_id = after.resource.node_id
-        for name in before.model_names if before else ():
-            listing = self._nodes[name]
-            listing.pop(node_id, None)
-            if not listing:
-                del self._nodes[name]
         for name in after.model_names:
             self._nodes.setdefault(name, {})[node_id] = after
+
+    def remove_node(self, node: LiveNode) -> None:
+        """Notes that a node lists nothing any more."""
+        # A join may list a model twice.
+        for name in set(node.model_names):
+            listing = self._nodes[name]
+            del listing[node.resource.node_id]
+            if not listing:
+                del self._nodes[name]
 
     def refresh(self, name: str) -> bool:
         """Brings a model up to date with its nodes.
@@ -128,5 +134,5 @@ class Catalogue:
         return after != before
 
     def delete(self, name: str) -> None:
-        """Forgets a model."""
-        del self._models[name]
+        """Forgets a model; does nothing when it is forgotten already."""
+        self._models.pop(name, None)

@@ -4,9 +4,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 
-from infermesh.errors.v1 import errors_pb2
-from services.kit.errors import MeshError
-from services.registry.store import ModelRow, NodeRow, Store, StoreUnavailableError
+from services.kit.database import StoreUnavailableError
+from services.registry.store import ModelRow, NodeRow, Store
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class Journal:
         self._writing = asyncio.Lock()
 
     def note_node(self, node_id: str) -> None:
-        """Has a node written soon."""
+        """Has a node written soon; one that is gone is deleted from the store."""
         self._nodes.add(node_id)
         self._dirty.set()
 
@@ -45,29 +44,28 @@ class Journal:
         self._models.add(name)
         self._dirty.set()
 
-    async def save(self, nodes: Sequence[NodeRow], models: Sequence[ModelRow]) -> None:
-        """Writes now.
+    async def save(
+        self,
+        nodes: Sequence[NodeRow],
+        models: Sequence[ModelRow],
+        gone_node_ids: Collection[str] = (),
+    ) -> None:
+        """Writes and deletes now.
 
         Raises:
-            MeshError: `STORE_UNAVAILABLE`; nothing is written.
+            StoreUnavailableError: Nothing is written.
         """
         async with self._writing:
-            try:
-                await self._store.save(nodes, models)
-            except StoreUnavailableError as error:
-                raise _unavailable(error) from error
+            await self._store.save(nodes, models, gone_node_ids)
 
     async def delete_model(self, name: str) -> None:
         """Deletes a model now.
 
         Raises:
-            MeshError: `STORE_UNAVAILABLE`; nothing is deleted.
+            StoreUnavailableError: Nothing is deleted.
         """
         async with self._writing:
-            try:
-                await self._store.delete_model(name)
-            except StoreUnavailableError as error:
-                raise _unavailable(error) from error
+            await self._store.delete_model(name)
 
     async def run(self, rows: Rows) -> None:
         """Writes what is noted, forever; tries again each second while the store is away."""
@@ -92,20 +90,14 @@ class Journal:
                 return True
             self._nodes, self._models = set(), set()
             try:
-                await self._store.save(*rows(nodes, models))
+                node_rows, model_rows = rows(nodes, models)
+                gone = nodes - {row.node_id for row in node_rows}
+                await self._store.save(node_rows, model_rows, gone)
             except BaseException as error:
                 self._nodes |= nodes
                 self._models |= models
                 self._dirty.set()
                 if not isinstance(error, StoreUnavailableError):
                     raise
-                log.warning("the store is away, will write later", extra={"error": str(error)})
                 return False
             return True
-
-
-def _unavailable(error: StoreUnavailableError) -> MeshError:
-    log.warning("the store is away", extra={"error": str(error)})
-    return MeshError(
-        errors_pb2.ERROR_REASON_STORE_UNAVAILABLE, "The registry cannot reach its database."
-    )

@@ -2,14 +2,13 @@
 
 import asyncio
 import dataclasses
-import ipaddress
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 
-from infermesh.errors.v1 import errors_pb2
 from infermesh.registry.v1 import node_service_pb2, resources_pb2
-from services.kit.errors import MeshError
+from services.registry import refusals
+from services.registry.address import canonical_address
 from services.registry.attachment import Attachment, End
 from services.registry.catalogue import Catalogue
 from services.registry.journal import Journal
@@ -20,7 +19,7 @@ from services.registry.watchers import Watchers
 log = logging.getLogger(__name__)
 
 MAX_NODES = 4096
-"""How many nodes the mesh remembers, offline ones included."""
+"""How many nodes the mesh remembers; at the bound a new one takes an offline one's place."""
 
 _LATE_S = 1.0
 
@@ -91,8 +90,8 @@ class Mesh:
 
         Raises:
             MeshError: `INVALID_ARGUMENT` when the address is not an IP address and port or
-                belongs to another live node; `FAILED_PRECONDITION` when the mesh is full;
-                `STORE_UNAVAILABLE`.
+                belongs to another live node; `FAILED_PRECONDITION` when the mesh is full of
+                nodes that are not offline; `STORE_UNAVAILABLE`.
         """
         self._check_join(join)
         new_models = self.catalogue.new_rows(join.models)
@@ -100,9 +99,12 @@ class Mesh:
         if before is None or new_models:
             draft = joined(join, before, self._now())
             await self._journal.save([draft.row()], new_models)
-            # Others may have joined meanwhile.
+            # Others may have joined meanwhile, and then this row is to go again.
+            self._journal.note_node(join.node_id)
             self._check_join(join)
             before = self._nodes.get(join.node_id)
+        if before is None and len(self._nodes) >= MAX_NODES:
+            self._make_room()
 
         node = joined(join, before, self._now())
         node.attachment = Attachment(join.node_id)
@@ -122,8 +124,8 @@ class Mesh:
 
     def report(self, attachment: Attachment, report: node_service_pb2.NodeReport) -> None:
         """Applies a report and renews the lease; does nothing on a stream that was replaced."""
-        node = self._nodes[attachment.node_id]
-        if node.attachment is not attachment:
+        node = self._attached(attachment)
+        if node is None:
             return
         node.lease_end = self._clock() + self._lease_s
         node.engine_up = report.engine_up
@@ -135,8 +137,8 @@ class Mesh:
 
     def leave(self, attachment: Attachment) -> None:
         """Takes a node offline that left by itself."""
-        node = self._nodes[attachment.node_id]
-        if node.attachment is attachment:
+        node = self._attached(attachment)
+        if node:
             self._take_offline(node, "it left")
 
     def detach(self, attachment: Attachment) -> None:
@@ -144,8 +146,8 @@ class Mesh:
 
         A restart of Envoy breaks the streams of all nodes at once.
         """
-        node = self._nodes[attachment.node_id]
-        if node.attachment is attachment:
+        node = self._attached(attachment)
+        if node:
             node.attachment = None
 
     async def set_drain(self, node_id: str, wished: bool) -> resources_pb2.Node:
@@ -158,16 +160,29 @@ class Mesh:
         if node.drain_wished == wished:
             return node.resource
         await self._journal.save([dataclasses.replace(node.row(), draining=wished)], [])
-        # The node may have joined anew, and an older row been written, while this was.
+        # The node may have joined anew, or been deleted, while this was written: its row is
+        # written again, or goes again.
+        self._journal.note_node(node_id)
         node = self._get(node_id)
         node.drain_wished = wished
-        self._journal.note_node(node_id)
         log.info("drain changed", extra={"node_id": node_id, "draining": wished})
         if node.attachment:
             node.attachment.tell_drain(wished)
         if node.online:
             self._set_state(node, node.online_state())
         return node.resource
+
+    async def delete_node(self, node_id: str) -> None:
+        """Forgets a node that is offline.
+
+        Raises:
+            MeshError: `NOT_FOUND`, `FAILED_PRECONDITION` or `STORE_UNAVAILABLE`.
+        """
+        self._get_offline(node_id)
+        await self._journal.save([], [], [node_id])
+        # The node may have joined anew, or been deleted, while this was written.
+        self._journal.note_node(node_id)
+        self._forget(self._get_offline(node_id), "an operator deleted it")
 
     async def delete_model(self, name: str) -> None:
         """Deletes a model that no node serves.
@@ -216,23 +231,43 @@ class Mesh:
     def rows(
         self, node_ids: Collection[str], names: Collection[str]
     ) -> tuple[Sequence[NodeRow], Sequence[ModelRow]]:
-        """Returns the rows of these nodes and models as they are now."""
+        """Returns the rows of these nodes and models as they are now, less those that are gone."""
         models = (self.catalogue.row(name) for name in names)
         return (
-            [self._nodes[node_id].row() for node_id in node_ids],
+            [self._nodes[node_id].row() for node_id in node_ids if node_id in self._nodes],
             [row for row in models if row is not None],
         )
 
     def _get(self, node_id: str) -> LiveNode:
         node = self._nodes.get(node_id)
         if node is None:
-            raise MeshError(
-                errors_pb2.ERROR_REASON_NOT_FOUND,
-                f"There is no node `{node_id}`.",
-                param="node_id",
-                metadata={"node_id": node_id},
-            )
+            raise refusals.no_node(node_id)
         return node
+
+    def _get_offline(self, node_id: str) -> LiveNode:
+        node = self._get(node_id)
+        if node.online:
+            raise refusals.not_offline(node_id)
+        return node
+
+    def _attached(self, attachment: Attachment) -> LiveNode | None:
+        node = self._nodes.get(attachment.node_id)
+        return node if node and node.attachment is attachment else None
+
+    def _make_room(self) -> None:
+        offline = (node for node in self._nodes.values() if not node.online)
+        self._forget(min(offline, key=LiveNode.last_seen), "a new node needs its place")
+
+    def _forget(self, node: LiveNode, reason: str) -> None:
+        node_id = node.resource.node_id
+        log.info("node deleted", extra={"node_id": node_id, "reason": reason})
+        if node.attachment:
+            # It was only slow: nothing stops it from joining anew.
+            node.attachment.close(refusals.deleted(node_id))
+        del self._nodes[node_id]
+        self.catalogue.remove_node(node)
+        self._journal.note_node(node_id)
+        self.watchers.node_deleted(node_id)
 
     def _holders(self, join: node_service_pb2.JoinNode) -> list[LiveNode]:
         return [
@@ -253,23 +288,17 @@ class Mesh:
         for holder in self._holders(join):
             # Without a stream the holder is but a lease that a machine left behind.
             if holder.online and holder.attachment:
-                raise _bad_address(
+                raise refusals.bad_address(
                     f"join.address: {join.address} belongs to node `{holder.resource.node_id}`"
                 )
-        if join.node_id not in self._nodes and len(self._nodes) >= MAX_NODES:
-            raise MeshError(
-                errors_pb2.ERROR_REASON_FAILED_PRECONDITION,
-                f"The mesh holds {MAX_NODES} nodes already.",
-            )
+        is_full = join.node_id not in self._nodes and len(self._nodes) >= MAX_NODES
+        if is_full and all(node.online for node in self._nodes.values()):
+            raise refusals.full(MAX_NODES)
 
     def _check_deletable(self, name: str) -> None:
         self.catalogue.get(name)
         if self.catalogue.is_served(name):
-            raise MeshError(
-                errors_pb2.ERROR_REASON_FAILED_PRECONDITION,
-                f"The model `{name}` is served by a node; drain and stop the node first.",
-                metadata={"model": name},
-            )
+            raise refusals.served(name)
 
     def _take_offline(self, node: LiveNode, reason: str) -> None:
         log.info("node offline", extra={"node_id": node.resource.node_id, "reason": reason})
@@ -289,26 +318,3 @@ class Mesh:
             if self.catalogue.refresh(name):
                 self._journal.note_model(name)
                 self.watchers.model_changed(name)
-
-
-def canonical_address(address: str) -> str:
-    """Returns an address in the one form by which nodes are told apart, and that Envoy takes.
-
-    Raises:
-        MeshError: It is not one that a single host can be reached at; Envoy would refuse all
-            endpoints for the sake of this one.
-    """
-    host, _, port = address.rpartition(":")
-    try:
-        ip = ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        raise _bad_address(f"join.address: `{host}` is not an IP address") from None
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    has_scope = getattr(ip, "scope_id", None) is not None
-    if has_scope or ip.is_unspecified or ip.is_multicast or not 0 < int(port) < 65536:
-        raise _bad_address(f"join.address: no host can be reached at `{address}`")
-    return f"[{ip}]:{int(port)}" if ip.version == 6 else f"{ip}:{int(port)}"
-
-
-def _bad_address(message: str) -> MeshError:
-    return MeshError(errors_pb2.ERROR_REASON_INVALID_ARGUMENT, message, param="join.address")

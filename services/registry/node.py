@@ -58,6 +58,12 @@ class LiveNode:
             return DRAINING
         return READY if self.engine_up else ENGINE_DOWN
 
+    def last_seen(self) -> datetime:
+        """Returns when the node last reported, or joined where it never did."""
+        node = self.resource
+        stamp = node.report_time if node.HasField("report_time") else node.join_time
+        return stamp.ToDatetime(UTC)
+
     def row(self) -> NodeRow:
         """Returns the node as it is kept."""
         node = self.resource

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 import grpc
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, empty_pb2
 
 from infermesh.errors.v1 import errors_pb2
 from infermesh.registry.v1 import node_service_pb2 as pb
@@ -111,6 +111,11 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
         """Lets traffic to a drained node again."""
         return await self._mesh.set_drain(request.node_id, False)
 
+    async def DeleteNode(self, request: pb.DeleteNodeRequest, context: _Context) -> empty_pb2.Empty:
+        """Forgets a node that is offline."""
+        await self._mesh.delete_node(request.node_id)
+        return empty_pb2.Empty()
+
     async def WatchMesh(
         self, request: pb.WatchMeshRequest, context: _Context
     ) -> AsyncIterator[pb.WatchMeshResponse]:
@@ -130,6 +135,7 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
             models=[model for model in models if model is not None],
             deleted_models=sorted(changes.deleted_models),
             nodes=[self._mesh.node(node_id) for node_id in sorted(changes.nodes)],
+            deleted_node_ids=sorted(changes.deleted_nodes),
         )
 
 

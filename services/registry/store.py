@@ -1,6 +1,6 @@
 """What the registry keeps on disk, and the contract of whatever keeps it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -46,21 +46,30 @@ class ModelRow:
     create_time: datetime
 
 
-class StoreUnavailableError(Exception):
-    """The store does not answer; the same call may work later."""
-
-
 class Store(Protocol):
-    """Keeps nodes and models. Every method may raise `StoreUnavailableError`."""
+    """Keeps nodes and models.
+
+    Every method may raise `services.kit.database.StoreUnavailableError`.
+    """
 
     async def load(self) -> tuple[Sequence[NodeRow], Sequence[ModelRow]]:
         """Returns everything that is kept."""
         ...
 
-    async def save(self, nodes: Sequence[NodeRow], models: Sequence[ModelRow]) -> None:
+    async def save(
+        self,
+        nodes: Sequence[NodeRow],
+        models: Sequence[ModelRow],
+        gone_node_ids: Collection[str] = (),
+    ) -> None:
         """Writes all of these or none, over what is kept under the same names.
 
         The `create_time` of a model that is kept already does not change.
+
+        Args:
+            nodes: Nodes to write.
+            models: Models to write.
+            gone_node_ids: Nodes to delete; those that are not kept are passed over.
         """
         ...
 

@@ -1,16 +1,15 @@
 """The store in PostgreSQL, schema `registry`."""
 
-import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB, insert
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services.registry.store import ModelRow, NodeRow, ServedModelRow, StoreUnavailableError
+from services.kit.database import transaction
+from services.registry.store import ModelRow, NodeRow, ServedModelRow
 
 metadata = sa.MetaData(schema="registry")
 
@@ -46,43 +45,32 @@ class PostgresStore:
 
     async def load(self) -> tuple[Sequence[NodeRow], Sequence[ModelRow]]:
         """Returns everything that is kept."""
-        async with self._transaction() as connection:
+        async with transaction(self._engine) as connection:
             nodes = (await connection.execute(sa.select(_node))).mappings().all()
             models = (await connection.execute(sa.select(_model))).mappings().all()
         return [_node_row(row) for row in nodes], [_model_row(row) for row in models]
 
-    async def save(self, nodes: Sequence[NodeRow], models: Sequence[ModelRow]) -> None:
+    async def save(
+        self,
+        nodes: Sequence[NodeRow],
+        models: Sequence[ModelRow],
+        gone_node_ids: Collection[str] = (),
+    ) -> None:
         """Writes all of these or none."""
-        async with self._transaction() as connection:
+        async with transaction(self._engine) as connection:
             if models:
                 await connection.execute(
                     _upsert(_model, keep=("create_time",)), [asdict(row) for row in models]
                 )
             if nodes:
                 await connection.execute(_upsert(_node), [asdict(row) for row in nodes])
+            if gone_node_ids:
+                await connection.execute(sa.delete(_node).where(_node.c.node_id.in_(gone_node_ids)))
 
     async def delete_model(self, name: str) -> None:
         """Deletes a model; does nothing when there is none of that name."""
-        async with self._transaction() as connection:
+        async with transaction(self._engine) as connection:
             await connection.execute(sa.delete(_model).where(_model.c.name == name))
-
-    @contextlib.asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
-        try:
-            async with self._engine.begin() as connection:
-                yield connection
-        except (sa.exc.IntegrityError, sa.exc.DataError, sa.exc.ProgrammingError):
-            raise
-        # Before a connection stands, errors come as the driver's own; after, as SQLAlchemy's.
-        except (
-            OSError,
-            TimeoutError,
-            asyncpg.PostgresError,
-            asyncpg.InterfaceError,
-            sa.exc.DBAPIError,
-            sa.exc.TimeoutError,
-        ) as error:
-            raise StoreUnavailableError(str(error)) from error
 
 
 def _upsert(table: sa.Table, keep: Sequence[str] = ()) -> sa.Executable:

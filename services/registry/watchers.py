@@ -10,6 +10,7 @@ class Changes:
     """Names of what changed since a watcher last looked."""
 
     nodes: set[str] = field(default_factory=set)
+    deleted_nodes: set[str] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
     deleted_models: set[str] = field(default_factory=set)
 
@@ -18,7 +19,7 @@ class Watcher:
     """One watcher's unread changes.
 
     Names are kept, not messages: a hundred reports of one node are one name, so a watcher that
-    reads slowly never holds more than the mesh has nodes and models.
+    reads slowly never holds more than the mesh has and had nodes and models since its last look.
     """
 
     def __init__(self) -> None:
@@ -59,6 +60,13 @@ class Watchers:
         """Tells all watchers of a new or changed node."""
         for changes in self._woken():
             changes.nodes.add(node_id)
+            changes.deleted_nodes.discard(node_id)
+
+    def node_deleted(self, node_id: str) -> None:
+        """Tells all watchers of a deleted node."""
+        for changes in self._woken():
+            changes.nodes.discard(node_id)
+            changes.deleted_nodes.add(node_id)
 
     def model_changed(self, name: str) -> None:
         """Tells all watchers of a new or changed model."""

@@ -117,6 +117,8 @@ class MeshView:
                 del self._nodes[node_id]
             changed = bool(gone) or not self.synced
             self.synced = True
+        for node_id in message.deleted_node_ids:
+            changed |= self._nodes.pop(node_id, None) is not None
         self._models.difference_update(message.deleted_models)
         self._models.update(model.name for model in message.models)
         for node in message.nodes:

@@ -97,11 +97,19 @@ class Scripted(
 
     async def DrainNode(self, request, context):  # noqa: N802
         self._take(request, context)
-        return resources_pb2.Node(node_id="node-1", state=resources_pb2.NODE_STATE_DRAINING)
+        offline = request.node_id == "node-3"
+        state = "NODE_STATE_OFFLINE" if offline else "NODE_STATE_DRAINING"
+        return resources_pb2.Node(node_id=request.node_id, state=state)
 
     async def ResumeNode(self, request, context):  # noqa: N802
         self._take(request, context)
         return NODE
+
+    async def DeleteNode(self, request, context):  # noqa: N802
+        self._take(request, context)
+        if request.node_id != "node-1":
+            raise MeshError(errors_pb2.ERROR_REASON_NOT_FOUND, "There is no such node.")
+        return empty_pb2.Empty()
 
     async def GetMeshHealth(self, request, context):  # noqa: N802
         self._take(request, context)
@@ -197,7 +205,10 @@ def test_nodes(cli):
     (line,) = (line for line in listed.splitlines() if "node-1" in line)
     assert line.split() == ["node-1", "ready", "127.0.0.1:17021", "llamacpp", "m", "3", "unknown"]
     assert cli("nodes", "drain", "node-1").stdout == "node-1 is draining.\n"
+    when_back = "node-3 is offline. It will be draining when it is back.\n"
+    assert cli("nodes", "drain", "node-3").stdout == when_back
     assert cli("nodes", "resume", "node-1").stdout == "node-1 is ready.\n"
+    assert cli("nodes", "delete", "node-1").stdout == "node-1 is deleted.\n"
 
 
 def test_status(cli):
@@ -232,6 +243,7 @@ def test_chat_keeps_the_conversation(cli):
     ("arguments", "env", "line"),
     [
         (("keys", "revoke", "key_2"), {}, "There is no such key."),
+        (("nodes", "delete", "node-2"), {}, "There is no such node."),
         (("keys", "list"), {"INFERMESH_KEY": "im-wrong"}, "The API key is not valid."),
         (("keys", "create", "app", "--tenant", "A B"), {}, "tenant: "),
         (("status",), {"INFERMESH_ADDRESS": "127.0.0.1:1"}, "Nothing answers at 127.0.0.1:1."),

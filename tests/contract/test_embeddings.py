@@ -24,7 +24,7 @@ from infermesh.embeddings.v1 import embeddings_service_pb2_grpc as pb_grpc
 from infermesh.errors.v1 import errors_pb2
 from infermesh.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from infermesh.metrics.v1 import usage_service_pb2, usage_service_pb2_grpc
-from services.embeddings.app import app
+from services.embeddings.app import make_app
 from services.embeddings.settings import EmbeddingsSettings
 from services.kit.errors import MeshError, from_rpc_error
 from services.kit.guard import guarded
@@ -145,7 +145,7 @@ async def stub(
 ) -> AsyncIterator[pb_grpc.EmbeddingsServiceAsyncStub]:
     settings = _settings(behind, redis_url, tmp_path)
     async with (
-        serving(settings, app(settings)) as address,
+        serving(settings, make_app(settings)) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
         yield pb_grpc.EmbeddingsServiceStub(channel)
@@ -354,7 +354,7 @@ async def test_without_redis_and_ledger_calls_are_answered(
         update={"metrics_address": "127.0.0.1:9"}
     )
     async with (
-        serving(settings, app(settings)) as address,
+        serving(settings, make_app(settings)) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
         stub = pb_grpc.EmbeddingsServiceStub(channel)
@@ -376,7 +376,7 @@ async def test_a_redis_that_hangs_costs_its_timeout_once(
     settings = _settings(behind, f"redis://127.0.0.1:{port}", tmp_path)
     loop = asyncio.get_running_loop()
     async with (
-        serving(settings, app(settings)) as address,
+        serving(settings, make_app(settings)) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
         stub = pb_grpc.EmbeddingsServiceStub(channel)

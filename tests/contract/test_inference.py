@@ -31,7 +31,6 @@ from infermesh.inference.v1 import (
 from infermesh.metrics.v1 import usage_service_pb2 as usage_pb2
 from infermesh.metrics.v1 import usage_service_pb2_grpc
 from infermesh.registry.v1 import node_service_pb2, node_service_pb2_grpc
-from services.cli import models
 from services.inference.app import make_app
 from services.inference.settings import InferenceSettings
 from services.kit.errors import from_rpc_error
@@ -772,17 +771,13 @@ async def test_an_openai_endpoint(engine: FakeEngine, mesh: FakeMesh, tmp_path: 
 
 # A real llama.cpp.
 
-CHAT_MODEL = models.default_folder() / "smollm2-135m.gguf"
-
 
 @pytest.fixture(scope="module")
-async def llamacpp_url() -> AsyncIterator[str]:
-    if not CHAT_MODEL.is_file():
-        pytest.skip("the chat model is not in the cache; `make up` fetches it")
+async def llamacpp_url(models_dir: Path) -> AsyncIterator[str]:
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "services.inference.llamacpp_server"),
-        *("--model", str(CHAT_MODEL), "--port", str(port), "--alias", MODEL),
+        *("--model", str(models_dir / "smollm2-135m.gguf"), "--port", str(port), "--alias", MODEL),
         env=os.environ,
     )
     url = f"http://127.0.0.1:{port}"

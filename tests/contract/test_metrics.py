@@ -22,7 +22,7 @@ from services.kit import database
 from services.kit.errors import from_rpc_error
 from services.kit.server import serving
 from services.kit.usage_spool import Send, open_spool
-from services.metrics.app import app
+from services.metrics.app import make_app
 from services.metrics.settings import MetricsSettings
 
 DAY_S = 86_400
@@ -35,7 +35,7 @@ async def address(postgres_url: str) -> AsyncIterator[str]:
         parts="gone=127.0.0.1:9",  # type: ignore[arg-type]
         drain_s=0,
     )
-    async with serving(settings, app(settings)) as listening:
+    async with serving(settings, make_app(settings)) as listening:
         engine = database.make_engine(postgres_url)
         async with engine.begin() as connection:
             await connection.execute(sa.text("TRUNCATE metrics.ledger, metrics.usage_daily"))
@@ -187,7 +187,7 @@ async def test_two_replicas_write_the_same_events_at_once(
         for order in (range(100), range(99, -1, -1))
     ]
     async with (
-        serving(settings, app(settings)) as address,
+        serving(settings, make_app(settings)) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
         other = usage_grpc.UsageServiceStub(channel)
@@ -276,7 +276,7 @@ async def test_without_postgresql_the_sender_is_told_to_wait(
     cable = _Cable(sa.make_url(postgres_url))
     settings = MetricsSettings(database_url=await cable.plug(), drain_s=0)
     async with (
-        serving(settings, app(settings)) as address,
+        serving(settings, make_app(settings)) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
         stub = usage_grpc.UsageServiceStub(channel)
@@ -341,7 +341,7 @@ async def test_a_spool_brings_each_event_once_across_a_restart(
 @contextlib.asynccontextmanager
 async def _sender(settings: MetricsSettings) -> AsyncIterator[Send]:
     async with (
-        serving(settings, app(settings)) as address,
+        serving(settings, make_app(settings)) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
         yield usage_grpc.UsageServiceStub(channel).RecordUsage
@@ -370,7 +370,7 @@ async def test_the_health_of_the_mesh(postgres_url: str, address: str) -> None:
         drain_s=0,
     )
     async with (
-        serving(settings, app(settings)) as asked,
+        serving(settings, make_app(settings)) as asked,
         grpc.aio.insecure_channel(asked) as channel,
     ):
         stub = metrics_grpc.MetricsServiceStub(channel)

@@ -17,12 +17,12 @@ from infermesh.registry.v1 import (
     node_service_pb2_grpc,
     resources_pb2,
 )
-from services.kit.database import create_tables, make_engine
+from services.kit.database import StoreUnavailableError, create_tables, make_engine
 from services.kit.errors import from_rpc_error
 from services.kit.server import serving
 from services.registry.app import make_app
 from services.registry.settings import RegistrySettings
-from services.registry.store import ModelRow, NodeRow, ServedModelRow, StoreUnavailableError
+from services.registry.store import ModelRow, NodeRow, ServedModelRow
 from services.registry.store_postgres import PostgresStore, metadata
 
 LEASE_S = 0.6
@@ -272,6 +272,33 @@ async def test_a_drained_node_that_joins_again_is_told(registry: Registry) -> No
     assert await registry.state("a") == resources_pb2.NODE_STATE_DRAINING
 
 
+async def test_delete_node(registry: Registry, postgres_url: str) -> None:
+    delete = node_service_pb2.DeleteNodeRequest(node_id="a")
+    missing = (code_pb2.NOT_FOUND, "NOT_FOUND", "node_id")
+    assert await refused(registry.nodes.DeleteNode(delete)) == missing
+    nameless = registry.nodes.DeleteNode(node_service_pb2.DeleteNodeRequest())
+    assert await refused(nameless) == (code_pb2.INVALID_ARGUMENT, "INVALID_ARGUMENT", "node_id")
+
+    call = await attach(registry, join("a", 1), report())
+    await registry.wait_for("a", resources_pb2.NODE_STATE_READY)
+    in_use = (code_pb2.FAILED_PRECONDITION, "FAILED_PRECONDITION", None)
+    assert await refused(registry.nodes.DeleteNode(delete)) == in_use
+    # Silent for its lease: offline, with its stream still open.
+    await registry.wait_for("a", resources_pb2.NODE_STATE_OFFLINE)
+    watch = registry.nodes.WatchMesh(node_service_pb2.WatchMeshRequest())
+    await watch.read()
+    await registry.nodes.DeleteNode(delete)
+    change = await watch.read()
+    assert (list(change.nodes), list(change.deleted_node_ids)) == ([], ["a"])
+    assert await refused(call) == in_use
+    assert await refused(registry.nodes.DeleteNode(delete)) == missing
+    async with running(postgres_url) as restarted:
+        assert not (await restarted.nodes.ListNodes(node_service_pb2.ListNodesRequest())).nodes
+    # The node itself may come back.
+    await attach(registry, join("a", 1), report())
+    assert [node.node_id for node in (await watch.read()).nodes] == ["a"]
+
+
 async def test_watch_brings_everything_and_then_changes(registry: Registry) -> None:
     call = await attach(registry, join("a", 1), report())
     await registry.wait_for("a", resources_pb2.NODE_STATE_READY)
@@ -312,11 +339,13 @@ async def test_models(registry: Registry) -> None:
     await call.read()
     listed = await registry.models.ListOpenAIModels(model_service_pb2.ListOpenAIModelsRequest())
     assert not listed.data
+    # Known, though no node serves it: the list leaves it out, and by name it is there.
+    get_openai = model_service_pb2.GetOpenAIModelRequest(model=name)
+    assert (await registry.models.GetOpenAIModel(get_openai)).id == name
     await registry.models.DeleteModel(delete)
     missing = (code_pb2.NOT_FOUND, "MODEL_NOT_FOUND", "model")
     assert await refused(registry.models.DeleteModel(delete)) == missing
     assert await refused(registry.models.GetModel(get)) == missing
-    get_openai = model_service_pb2.GetOpenAIModelRequest(model=name)
     assert await refused(registry.models.GetOpenAIModel(get_openai)) == missing
 
 
@@ -367,6 +396,8 @@ async def test_the_store_keeps_what_it_is_given(postgres_url: str, registry: Reg
     await store.delete_model("m")
     await store.delete_model("m")
     assert not (await store.load())[1]
+    await store.save([], [], {"a", "never-there"})
+    assert not (await store.load())[0]
     await engine.dispose()
 
 

@@ -5,7 +5,7 @@ import time
 import httpx
 import pytest
 
-from e2e.mesh import CHAT, Mesh
+from e2e.mesh import CHAT, EMBED, Mesh
 
 BODY = {"model": CHAT, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 
@@ -20,6 +20,34 @@ def test_chats_go_on_without(mesh: Mesh, part: str) -> None:
                 reply = http.post("/v1/chat/completions", json=BODY)
                 assert reply.status_code == 200, (part, reply.text)
             mesh.wait(f"{part} back", lambda: mesh.part(part).is_running())
+    mesh.wait_whole()
+
+
+def test_embeddings_go_on_without_their_cache(mesh: Mesh) -> None:
+    redis = mesh.part("redis")
+    with mesh.http() as http:
+        body = {"model": EMBED, "input": "without a cache"}
+        redis.suspend()  # worse than dead: it takes connections and says nothing
+        try:
+            for _ in range(3):
+                assert http.post("/v1/embeddings", json=body).status_code == 200
+        finally:
+            redis.resume()
+
+
+def test_without_routing_an_unknown_model_is_a_503(mesh: Mesh) -> None:
+    routing = mesh.part("routing")
+    with mesh.http() as http:
+        routing.suspend()
+        try:
+            assert http.post("/v1/chat/completions", json=BODY).status_code == 200
+            reply = http.post("/v1/chat/completions", json={**BODY, "model": "gpt-9"})
+            assert (reply.status_code, reply.json()["error"]["code"]) == (
+                503,
+                "service_unavailable",
+            )
+        finally:
+            routing.resume()
     mesh.wait_whole()
 
 
@@ -55,9 +83,19 @@ def test_it_comes_back_by_itself(mesh: Mesh, part: str) -> None:
 def test_existing_keys_work_while_postgresql_is_down(mesh: Mesh) -> None:
     with mesh.http() as http:
         postgres = mesh.part("postgres")
-        postgres.suspend()
+        everything = [postgres, *postgres.children(recursive=True)]
+        for process in everything:
+            process.suspend()
         try:
             assert http.post("/v1/chat/completions", json=BODY).status_code == 200
+            assert http.get("/v1/models").status_code == 200
+            reply = http.post("/mesh/v1/keys", json={"display_name": "no"})
+            assert (reply.status_code, reply.json()["error"]["code"]) in (
+                (503, "store_unavailable"),
+                (503, "service_unavailable"),  # Envoy's own limit on the call came first
+                (504, "service_unavailable"),
+            )
         finally:
-            postgres.resume()
+            for process in everything:
+                process.resume()
     mesh.wait_whole()

@@ -1,17 +1,36 @@
 """`infermesh up`: the whole mesh on this machine."""
 
+import ipaddress
 from typing import Annotated
 
 import typer
 
 from services.cli.options import STATE_DIR, StateDir, fail
 
+# The last of the parts' ports is then still below those that the kernel gives to connections.
+_MAX_BASE_PORT = 32700
+
+
+def _ip_address(host: str) -> str:
+    # Envoy listens on addresses, not on names, and would say so only after the start.
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{host} is not an IP address; 0.0.0.0 stands for all of this machine's."
+        ) from None
+
 
 def up(
-    host: Annotated[str, typer.Option(help="The address of the front door.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The port of the front door.")] = 8080,
+    host: Annotated[
+        str, typer.Option(help="The IP address of the front door.", callback=_ip_address)
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port of the front door.", min=1, max=65535)] = 8080,
     base_port: Annotated[
-        int, typer.Option(help="The parts listen on loopback from this port on.", max=32700)
+        int,
+        typer.Option(
+            help="The parts listen on loopback from this port on.", min=1, max=_MAX_BASE_PORT
+        ),
     ] = 17000,
     nodes: Annotated[int, typer.Option(help="Nodes that serve the chat model.", min=1, max=18)] = 2,
     state_dir: StateDir = STATE_DIR,

@@ -14,6 +14,7 @@ import pytest
 
 from services.cli import part as part_module
 from services.cli import ports
+from services.cli import running as running_module
 from services.cli.keeper import MAX_FIRST_TRIES, Backoff, PartState, PartStatus
 from services.cli.part import MAX_LOG_BYTES, Part
 from services.cli.supervisor import StartError, Supervisor
@@ -79,6 +80,30 @@ async def test_a_dead_part_comes_back_and_takes_no_other_down(make_part):
         assert supervisor.state("a").pid not in (None, old)
         assert supervisor.state("a").restarts == 1
         assert supervisor.state("b").pid == other
+
+
+async def test_a_keeper_that_fails_ends_the_run(make_part):
+    def broken(status: PartStatus) -> None:
+        if status.state is PartState.BACKOFF:
+            raise BrokenPipeError("the terminal is gone")
+
+    async with running(make_part("a"), make_part("b"), on_change=broken) as supervisor:
+        forever = asyncio.create_task(supervisor.run_forever())
+        os.kill(supervisor.state("a").pid, signal.SIGKILL)
+        with pytest.raises(BrokenPipeError, match="the terminal is gone"):
+            await asyncio.wait_for(forever, 5)
+        assert supervisor.state("b").state is PartState.READY
+
+
+async def test_up_says_why_the_run_ended():
+    async def ends(error: Exception | None) -> None:
+        if error is not None:
+            raise error
+
+    for error, words in ((OSError("no space"), "OSError: no space"), (None, "All parts have")):
+        task = asyncio.create_task(ends(error))
+        await asyncio.wait({task})
+        assert words in running_module._why(task)
 
 
 async def test_a_part_that_cannot_start_is_given_up_and_named(make_part, monkeypatch):

@@ -5,8 +5,8 @@ import pytest
 from infermesh.errors.v1 import errors_pb2
 from infermesh.metrics.v1 import usage_service_pb2 as pb
 from services.embeddings.accounting import Accounting
-from services.embeddings.caller import Caller, caller_of
 from services.embeddings.vectors import Vector
+from services.kit.caller import Caller
 from services.kit.errors import MeshError
 
 CALLER = Caller("r", 2, "acme", "k", "m")
@@ -71,22 +71,3 @@ def test_a_call_from_inside_the_mesh_is_not_accounted() -> None:
     with Accounting(spool, _clock).account(CALLER._replace(key_id="")):
         pass
     assert spool.begun == spool.finished == []
-
-
-def test_the_caller_is_read_from_headers() -> None:
-    assert (
-        caller_of(
-            [
-                ("x-request-id", "r"),
-                ("x-envoy-attempt-count", "2"),
-                ("x-mesh-tenant", "acme"),
-                ("x-mesh-key-id", "k"),
-                ("x-mesh-model", "m"),
-                ("other-bin", b"\0"),
-            ]
-        )
-        == CALLER
-    )
-    bare = caller_of([("x-envoy-attempt-count", "²")])
-    assert (bare.attempt, bare.key_id) == (1, "")
-    assert len(bare.request_id) == 36

@@ -2,8 +2,9 @@ import pytest
 
 from infermesh.metrics.v1 import usage_service_pb2 as usage_pb2
 from services.inference import errors
-from services.inference.accounting import Ledger, caller_of
+from services.inference.accounting import Ledger
 from services.inference.engines.dialect import Tokens
+from services.kit.caller import caller_of
 
 METADATA = (
     ("x-request-id", "r-1"),
@@ -85,8 +86,3 @@ def test_calls_from_inside_are_not_accounted(spool):
     account = open_account(spool, (("x-request-id", "r"),))
     account.succeed(Tokens(prompt=1))
     assert spool.begun == spool.finished == []
-
-
-def test_a_call_without_an_id_gets_one():
-    assert len(caller_of(()).request_id) == 36
-    assert caller_of((("x-envoy-attempt-count", "zero"),)).attempt == 1

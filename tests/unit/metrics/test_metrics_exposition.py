@@ -43,6 +43,12 @@ def test_durations_go_to_the_histograms_when_they_are_known() -> None:
     assert "time_to_first_token_seconds_count" not in text
 
 
+def test_no_series_tells_when_another_was_created() -> None:
+    counted = Exposition()
+    counted.count([usage("a", duration_us=15_000)])
+    assert "_created" not in counted.text({}).decode()
+
+
 def test_label_sets_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exposition, "MAX_LABEL_SETS", 10)
     counted = Exposition()

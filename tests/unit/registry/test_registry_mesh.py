@@ -1,19 +1,21 @@
 """The life of nodes and models: joins, leases, states, drains, and what is written of them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from infermesh.registry.v1 import node_service_pb2 as pb
 from infermesh.registry.v1 import resources_pb2 as r
+from services.kit.database import StoreUnavailableError
 from services.kit.errors import MeshError
 from services.registry import mesh as mesh_module
+from services.registry.address import canonical_address
 from services.registry.attachment import Attachment, End
 from services.registry.journal import Journal
-from services.registry.mesh import Mesh, canonical_address
-from services.registry.store import ModelRow, NodeRow, StoreUnavailableError
+from services.registry.mesh import Mesh
+from services.registry.store import ModelRow, NodeRow
 from services.registry.watchers import Watchers
 
 LEASE_S = 4.0
@@ -36,11 +38,19 @@ class MemoryStore:
         self._check()
         return list(self.nodes.values()), list(self.models.values())
 
-    async def save(self, nodes: Sequence[NodeRow], models: Sequence[ModelRow]) -> None:
+    async def save(
+        self,
+        nodes: Sequence[NodeRow],
+        models: Sequence[ModelRow],
+        gone_node_ids: Collection[str] = (),
+    ) -> None:
         self._check()
+        await asyncio.sleep(0)
         self.writes += 1
         self.nodes.update({row.node_id: row for row in nodes})
         self.models.update({row.name: row for row in models})
+        for node_id in gone_node_ids:
+            self.nodes.pop(node_id, None)
 
     async def delete_model(self, name: str) -> None:
         self._check()
@@ -332,6 +342,137 @@ async def test_bad_joins(monkeypatch: pytest.MonkeyPatch) -> None:
         await world.join("b", 2)
     assert reason(caught) == "FAILED_PRECONDITION"
     await world.join("a", 3)
+
+
+async def test_only_an_offline_node_is_deleted_and_then_it_is_gone_everywhere() -> None:
+    world = World()
+    attachment = await world.join()
+    world.report(attachment)
+    watcher = world.mesh.watchers.add()
+    with pytest.raises(MeshError) as caught:
+        await world.mesh.delete_node("a")
+    assert reason(caught) == "FAILED_PRECONDITION"
+    world.mesh.leave(attachment)
+    await world.flush()
+    await world.mesh.delete_node("a")
+    assert world.mesh.nodes() == []
+    assert world.store.nodes == {}
+    changes = await watcher.take()
+    assert changes
+    assert (changes.nodes, changes.deleted_nodes) == (set(), {"a"})
+    with pytest.raises(MeshError) as caught:
+        await world.mesh.delete_node("a")
+    assert reason(caught) == "NOT_FOUND"
+    # What it served stays in the catalogue until it is deleted too.
+    assert not world.mesh.catalogue.is_served("m")
+    await world.flush()
+    assert world.store.nodes == {}
+
+
+async def test_a_deleted_node_that_was_only_slow_joins_anew() -> None:
+    world = World()
+    slow = await world.join()
+    await world.mesh.set_drain("a", True)
+    world.time_s += LEASE_S
+    world.mesh.expire()
+    watcher = world.mesh.watchers.add()
+    await world.mesh.delete_node("a")
+    assert isinstance(slow.end, MeshError)
+    assert slow.end.reason_name == "FAILED_PRECONDITION"
+    # Its stream ends a moment later and has no say any more.
+    world.report(slow)
+    world.mesh.leave(slow)
+    world.mesh.detach(slow)
+    again = await world.join()
+    world.report(again)
+    assert world.state() == "READY"
+    changes = await watcher.take()
+    assert changes
+    assert (changes.nodes, changes.deleted_nodes) == ({"a"}, set())
+    await world.flush()
+    assert not world.store.nodes["a"].draining
+
+
+async def test_without_the_store_no_node_is_deleted() -> None:
+    world = World()
+    world.mesh.leave(await world.join())
+    world.store.away = True
+    with pytest.raises(MeshError) as caught:
+        await world.mesh.delete_node("a")
+    assert reason(caught) == "STORE_UNAVAILABLE"
+    assert world.state() == "OFFLINE"
+
+
+async def test_a_node_that_joins_while_it_is_deleted_stays() -> None:
+    world = World()
+    world.mesh.leave(await world.join())
+    await world.flush()
+    deleting = asyncio.create_task(world.mesh.delete_node("a"))
+    await asyncio.sleep(0)
+    attachment = await world.join()
+    with pytest.raises(MeshError) as caught:
+        await deleting
+    assert reason(caught) == "FAILED_PRECONDITION"
+    assert attachment.end is None
+    await world.flush()
+    assert world.store.nodes["a"].state == r.NODE_STATE_ENGINE_DOWN
+
+
+async def test_a_drain_of_a_node_that_is_deleted_meanwhile_leaves_no_row() -> None:
+    world = World()
+    world.mesh.leave(await world.join())
+    await world.flush()
+    deleting = asyncio.create_task(world.mesh.delete_node("a"))
+    draining = asyncio.create_task(world.mesh.set_drain("a", True))
+    await deleting
+    with pytest.raises(MeshError) as caught:
+        await draining
+    assert reason(caught) == "NOT_FOUND"
+    assert "a" in world.store.nodes
+    await world.flush()
+    assert world.store.nodes == {}
+
+
+async def test_at_the_bound_the_node_that_is_offline_longest_makes_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mesh_module, "MAX_NODES", 3)
+    world = World()
+    attachments = {}
+    for port, node_id in enumerate(("old", "older", "live"), 1):
+        attachments[node_id] = await world.join(node_id, port)
+    for node_id in ("older", "old", "live"):
+        world.time_s += 1
+        world.report(attachments[node_id])
+    world.mesh.leave(attachments["old"])
+    world.mesh.leave(attachments["older"])
+    watcher = world.mesh.watchers.add()
+
+    await world.join("new", 4)
+    assert [node.node_id for node in world.mesh.nodes()] == ["live", "new", "old"]
+    changes = await watcher.take()
+    assert changes
+    assert changes.deleted_nodes == {"older"}
+    await world.join("newer", 5)
+    await world.flush()
+    assert world.store.nodes.keys() == {"live", "new", "newer"}
+    # Nobody who is there makes room, and what was refused leaves nothing behind.
+    with pytest.raises(MeshError) as caught:
+        await world.join("newest", 6)
+    assert reason(caught) == "FAILED_PRECONDITION"
+    await world.flush()
+    assert world.store.nodes.keys() == {"live", "new", "newer"}
+
+
+async def test_of_two_that_join_for_the_last_place_the_late_one_leaves_no_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mesh_module, "MAX_NODES", 1)
+    world = World()
+    outcomes = await asyncio.gather(world.join("a", 1), world.join("b", 2), return_exceptions=True)
+    assert [isinstance(outcome, MeshError) for outcome in outcomes] == [False, True]
+    await world.flush()
+    assert world.store.nodes.keys() == {"a"}
 
 
 async def test_watchers_hold_names_not_messages() -> None:

@@ -235,3 +235,17 @@ def test_a_new_sync_forgets_what_is_gone() -> None:
     mesh.view.apply(node_service_pb2.WatchMeshResponse(synced=True))
     assert not mesh.view.knows("m")
     assert not mesh.view.hosting("m")
+
+
+def test_a_deleted_node_is_dropped() -> None:
+    mesh = Mesh()
+    mesh.report("a")
+    mesh.report("b")
+    changes = []
+    mesh.view.on_change(lambda: changes.append([node.node_id for node in mesh.view.nodes()]))
+    mesh.view.apply(node_service_pb2.WatchMeshResponse(deleted_node_ids=["a", "unknown"]))
+    assert changes == [["b"]]
+    assert [node.node_id for node in mesh.view.hosting("m")] == ["b"]
+    assert mesh.pick(4) == {"b": 4}
+    mesh.view.apply(node_service_pb2.WatchMeshResponse(deleted_node_ids=["a"]))
+    assert changes == [["b"]]

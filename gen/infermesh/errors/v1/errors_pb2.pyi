@@ -37,15 +37,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INVALID_ARGUMENT: _ErrorReason.ValueType  # 6
     """A field is missing, of the wrong type or out of range; `param` names it. 400."""
     ERROR_REASON_ENGINE_REJECTED: _ErrorReason.ValueType  # 7
-    """The engine refused the request as the caller's fault. 400 or the engine's own 4xx."""
+    """The engine refused the request as the caller's fault; the message is the engine's. 400."""
     ERROR_REASON_ENGINE_FAILED: _ErrorReason.ValueType  # 8
     """The engine failed or broke off. 500 before the first byte."""
     ERROR_REASON_ENGINE_UNAVAILABLE: _ErrorReason.ValueType  # 9
     """The engine cannot be reached, is loading, or the node drains. 503, tried on another node first."""
     ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 10
     """A resource that the call names does not exist. 404. Example: an unknown key id."""
-    ERROR_REASON_ALREADY_EXISTS: _ErrorReason.ValueType  # 11
-    """A resource of that name exists already. 409."""
     ERROR_REASON_INPUT_TOO_LONG: _ErrorReason.ValueType  # 12
     """One input is longer than the model takes; `param` names its index. 400."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 13
@@ -84,15 +82,13 @@ ERROR_REASON_INVALID_JSON: ErrorReason.ValueType  # 5
 ERROR_REASON_INVALID_ARGUMENT: ErrorReason.ValueType  # 6
 """A field is missing, of the wrong type or out of range; `param` names it. 400."""
 ERROR_REASON_ENGINE_REJECTED: ErrorReason.ValueType  # 7
-"""The engine refused the request as the caller's fault. 400 or the engine's own 4xx."""
+"""The engine refused the request as the caller's fault; the message is the engine's. 400."""
 ERROR_REASON_ENGINE_FAILED: ErrorReason.ValueType  # 8
 """The engine failed or broke off. 500 before the first byte."""
 ERROR_REASON_ENGINE_UNAVAILABLE: ErrorReason.ValueType  # 9
 """The engine cannot be reached, is loading, or the node drains. 503, tried on another node first."""
 ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 10
 """A resource that the call names does not exist. 404. Example: an unknown key id."""
-ERROR_REASON_ALREADY_EXISTS: ErrorReason.ValueType  # 11
-"""A resource of that name exists already. 409."""
 ERROR_REASON_INPUT_TOO_LONG: ErrorReason.ValueType  # 12
 """One input is longer than the model takes; `param` names its index. 400."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 13

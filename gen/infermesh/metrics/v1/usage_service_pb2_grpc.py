@@ -73,7 +73,7 @@ class UsageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetUsageTotals(self, request, context):
-        """Sums the ledger by key, model or both.
+        """Sums the ledger by tenant, key and model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,7 @@ class UsageServiceStub:
     ListUsageEvents: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.ListUsageEventsRequest, _usage_service_pb2.ListUsageEventsResponse]
     """Lists the ledger, newest first."""
     GetUsageTotals: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.GetUsageTotalsRequest, _usage_service_pb2.GetUsageTotalsResponse]
-    """Sums the ledger by key, model or both."""
+    """Sums the ledger by tenant, key and model."""
 
 @_typing.type_check_only
 class UsageServiceAsyncStub(UsageServiceStub):
@@ -56,7 +56,7 @@ class UsageServiceAsyncStub(UsageServiceStub):
     ListUsageEvents: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.ListUsageEventsRequest, _usage_service_pb2.ListUsageEventsResponse]  # type: ignore[assignment]
     """Lists the ledger, newest first."""
     GetUsageTotals: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.GetUsageTotalsRequest, _usage_service_pb2.GetUsageTotalsResponse]  # type: ignore[assignment]
-    """Sums the ledger by key, model or both."""
+    """Sums the ledger by tenant, key and model."""
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps the ledger: what every request took, once."""
@@ -86,6 +86,6 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _usage_service_pb2.GetUsageTotalsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_usage_service_pb2.GetUsageTotalsResponse, _abc.Awaitable[_usage_service_pb2.GetUsageTotalsResponse]]:
-        """Sums the ledger by key, model or both."""
+        """Sums the ledger by tenant, key and model."""
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -98,7 +98,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetOpenAIModel(self, request, context):
-        """Returns one model as OpenAI's `GET /v1/models/{model}` does. Fails with NOT_FOUND.
+        """Returns one model as OpenAI's `GET /v1/models/{model}` does, also one that no node serves now
+        and that `ListOpenAIModels` so leaves out. Fails with NOT_FOUND (`MODEL_NOT_FOUND`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -46,7 +46,9 @@ class ModelServiceStub:
     ListOpenAIModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListOpenAIModelsRequest, _model_service_pb2.ListOpenAIModelsResponse]
     """Lists the models that a node serves now, as OpenAI's `GET /v1/models` does."""
     GetOpenAIModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetOpenAIModelRequest, _model_service_pb2.OpenAIModel]
-    """Returns one model as OpenAI's `GET /v1/models/{model}` does. Fails with NOT_FOUND."""
+    """Returns one model as OpenAI's `GET /v1/models/{model}` does, also one that no node serves now
+    and that `ListOpenAIModels` so leaves out. Fails with NOT_FOUND (`MODEL_NOT_FOUND`).
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -64,7 +66,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     ListOpenAIModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListOpenAIModelsRequest, _model_service_pb2.ListOpenAIModelsResponse]  # type: ignore[assignment]
     """Lists the models that a node serves now, as OpenAI's `GET /v1/models` does."""
     GetOpenAIModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetOpenAIModelRequest, _model_service_pb2.OpenAIModel]  # type: ignore[assignment]
-    """Returns one model as OpenAI's `GET /v1/models/{model}` does. Fails with NOT_FOUND."""
+    """Returns one model as OpenAI's `GET /v1/models/{model}` does, also one that no node serves now
+    and that `ListOpenAIModels` so leaves out. Fails with NOT_FOUND (`MODEL_NOT_FOUND`).
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads the catalogue of models, in the mesh's own form and in OpenAI's."""
@@ -109,6 +113,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.GetOpenAIModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.OpenAIModel, _abc.Awaitable[_model_service_pb2.OpenAIModel]]:
-        """Returns one model as OpenAI's `GET /v1/models/{model}` does. Fails with NOT_FOUND."""
+        """Returns one model as OpenAI's `GET /v1/models/{model}` does, also one that no node serves now
+        and that `ListOpenAIModels` so leaves out. Fails with NOT_FOUND (`MODEL_NOT_FOUND`).
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,11 +25,12 @@ _sym_db = _symbol_database.Default()
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from infermesh.access.v1 import access_pb2 as infermesh_dot_access_dot_v1_dot_access__pb2
 from infermesh.registry.v1 import resources_pb2 as infermesh_dot_registry_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(infermesh/registry/v1/node_service.proto\x12\x15infermesh.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a infermesh/access/v1/access.proto\x1a%infermesh/registry/v1/resources.proto\"\x8b\x01\n\x11\x41ttachNodeRequest\x12/\n\x04join\x18\x01 \x01(\x0b\x32\x1f.infermesh.registry.v1.JoinNodeH\x00\x12\x33\n\x06report\x18\x02 \x01(\x0b\x32!.infermesh.registry.v1.NodeReportH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\xf3\x01\n\x08JoinNode\x12\x39\n\x07node_id\x18\x01 \x01(\tB(\xbaH%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$\x12\x19\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x80\x02\x01\x12.\n\x06\x65ngine\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z][a-z0-9_-]{0,31}$\x12 \n\x0e\x65ngine_version\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12?\n\x06models\x18\x05 \x03(\x0b\x32\".infermesh.registry.v1.ServedModelB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\"`\n\nNodeReport\x12\x11\n\tengine_up\x18\x01 \x01(\x08\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x12-\n\x04load\x18\x03 \x01(\x0b\x32\x1f.infermesh.registry.v1.NodeLoad\"\x92\x01\n\x12\x41ttachNodeResponse\x12\x33\n\x06joined\x18\x01 \x01(\x0b\x32!.infermesh.registry.v1.NodeJoinedH\x00\x12<\n\rdrain_changed\x18\x02 \x01(\x0b\x32#.infermesh.registry.v1.DrainChangedH\x00\x42\t\n\x07message\"j\n\nNodeJoined\x12\x32\n\x0freport_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\" \n\x0c\x44rainChanged\x12\x10\n\x08\x64raining\x18\x01 \x01(\x08\"\x12\n\x10ListNodesRequest\"?\n\x11ListNodesResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.infermesh.registry.v1.Node\",\n\x0eGetNodeRequest\x12\x1a\n\x07node_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\".\n\x10\x44rainNodeRequest\x12\x1a\n\x07node_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"/\n\x11ResumeNodeRequest\x12\x1a\n\x07node_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"\x12\n\x10WatchMeshRequest\"\x95\x01\n\x11WatchMeshResponse\x12\x0e\n\x06synced\x18\x01 \x01(\x08\x12,\n\x06models\x18\x02 \x03(\x0b\x32\x1c.infermesh.registry.v1.Model\x12\x16\n\x0e\x64\x65leted_models\x18\x03 \x03(\t\x12*\n\x05nodes\x18\x04 \x03(\x0b\x32\x1b.infermesh.registry.v1.Node2\xdc\x05\n\x0bNodeService\x12m\n\nAttachNode\x12(.infermesh.registry.v1.AttachNodeRequest\x1a).infermesh.registry.v1.AttachNodeResponse\"\x06\xb2\xe1\x18\x02\x02\x03(\x01\x30\x01\x12{\n\tListNodes\x12\'.infermesh.registry.v1.ListNodesRequest\x1a(.infermesh.registry.v1.ListNodesResponse\"\x1b\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x10\x12\x0e/mesh/v1/nodes\x12t\n\x07GetNode\x12%.infermesh.registry.v1.GetNodeRequest\x1a\x1b.infermesh.registry.v1.Node\"%\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x1a\x12\x18/mesh/v1/nodes/{node_id}\x12~\n\tDrainNode\x12\'.infermesh.registry.v1.DrainNodeRequest\x1a\x1b.infermesh.registry.v1.Node\"+\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02 \"\x1e/mesh/v1/nodes/{node_id}:drain\x12\x81\x01\n\nResumeNode\x12(.infermesh.registry.v1.ResumeNodeRequest\x1a\x1b.infermesh.registry.v1.Node\",\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02!\"\x1f/mesh/v1/nodes/{node_id}:resume\x12g\n\tWatchMesh\x12\'.infermesh.registry.v1.WatchMeshRequest\x1a(.infermesh.registry.v1.WatchMeshResponse\"\x05\xb2\xe1\x18\x01\x03\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(infermesh/registry/v1/node_service.proto\x12\x15infermesh.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a infermesh/access/v1/access.proto\x1a%infermesh/registry/v1/resources.proto\"\x8b\x01\n\x11\x41ttachNodeRequest\x12/\n\x04join\x18\x01 \x01(\x0b\x32\x1f.infermesh.registry.v1.JoinNodeH\x00\x12\x33\n\x06report\x18\x02 \x01(\x0b\x32!.infermesh.registry.v1.NodeReportH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\xf3\x01\n\x08JoinNode\x12\x39\n\x07node_id\x18\x01 \x01(\tB(\xbaH%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$\x12\x19\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x80\x02\x01\x12.\n\x06\x65ngine\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z][a-z0-9_-]{0,31}$\x12 \n\x0e\x65ngine_version\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12?\n\x06models\x18\x05 \x03(\x0b\x32\".infermesh.registry.v1.ServedModelB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\"`\n\nNodeReport\x12\x11\n\tengine_up\x18\x01 \x01(\x08\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x12-\n\x04load\x18\x03 \x01(\x0b\x32\x1f.infermesh.registry.v1.NodeLoad\"\x92\x01\n\x12\x41ttachNodeResponse\x12\x33\n\x06joined\x18\x01 \x01(\x0b\x32!.infermesh.registry.v1.NodeJoinedH\x00\x12<\n\rdrain_changed\x18\x02 \x01(\x0b\x32#.infermesh.registry.v1.DrainChangedH\x00\x42\t\n\x07message\"j\n\nNodeJoined\x12\x32\n\x0freport_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\" \n\x0c\x44rainChanged\x12\x10\n\x08\x64raining\x18\x01 \x01(\x08\"\x12\n\x10ListNodesRequest\"?\n\x11ListNodesResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.infermesh.registry.v1.Node\",\n\x0eGetNodeRequest\x12\x1a\n\x07node_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\".\n\x10\x44rainNodeRequest\x12\x1a\n\x07node_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"/\n\x11ResumeNodeRequest\x12\x1a\n\x07node_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"/\n\x11\x44\x65leteNodeRequest\x12\x1a\n\x07node_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"\x12\n\x10WatchMeshRequest\"\xaf\x01\n\x11WatchMeshResponse\x12\x0e\n\x06synced\x18\x01 \x01(\x08\x12,\n\x06models\x18\x02 \x03(\x0b\x32\x1c.infermesh.registry.v1.Model\x12\x16\n\x0e\x64\x65leted_models\x18\x03 \x03(\t\x12*\n\x05nodes\x18\x04 \x03(\x0b\x32\x1b.infermesh.registry.v1.Node\x12\x18\n\x10\x64\x65leted_node_ids\x18\x05 \x03(\t2\xd3\x06\n\x0bNodeService\x12m\n\nAttachNode\x12(.infermesh.registry.v1.AttachNodeRequest\x1a).infermesh.registry.v1.AttachNodeResponse\"\x06\xb2\xe1\x18\x02\x02\x03(\x01\x30\x01\x12{\n\tListNodes\x12\'.infermesh.registry.v1.ListNodesRequest\x1a(.infermesh.registry.v1.ListNodesResponse\"\x1b\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x10\x12\x0e/mesh/v1/nodes\x12t\n\x07GetNode\x12%.infermesh.registry.v1.GetNodeRequest\x1a\x1b.infermesh.registry.v1.Node\"%\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x1a\x12\x18/mesh/v1/nodes/{node_id}\x12~\n\tDrainNode\x12\'.infermesh.registry.v1.DrainNodeRequest\x1a\x1b.infermesh.registry.v1.Node\"+\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02 \"\x1e/mesh/v1/nodes/{node_id}:drain\x12\x81\x01\n\nResumeNode\x12(.infermesh.registry.v1.ResumeNodeRequest\x1a\x1b.infermesh.registry.v1.Node\",\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02!\"\x1f/mesh/v1/nodes/{node_id}:resume\x12u\n\nDeleteNode\x12(.infermesh.registry.v1.DeleteNodeRequest\x1a\x16.google.protobuf.Empty\"%\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x1a*\x18/mesh/v1/nodes/{node_id}\x12g\n\tWatchMesh\x12\'.infermesh.registry.v1.WatchMeshRequest\x1a(.infermesh.registry.v1.WatchMeshResponse\"\x05\xb2\xe1\x18\x01\x03\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -54,6 +55,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAINNODEREQUEST'].fields_by_name['node_id']._serialized_options = b'\272H\006r\004\020\001\030?'
   _globals['_RESUMENODEREQUEST'].fields_by_name['node_id']._loaded_options = None
   _globals['_RESUMENODEREQUEST'].fields_by_name['node_id']._serialized_options = b'\272H\006r\004\020\001\030?'
+  _globals['_DELETENODEREQUEST'].fields_by_name['node_id']._loaded_options = None
+  _globals['_DELETENODEREQUEST'].fields_by_name['node_id']._serialized_options = b'\272H\006r\004\020\001\030?'
   _globals['_NODESERVICE'].methods_by_name['AttachNode']._loaded_options = None
   _globals['_NODESERVICE'].methods_by_name['AttachNode']._serialized_options = b'\262\341\030\002\002\003'
   _globals['_NODESERVICE'].methods_by_name['ListNodes']._loaded_options = None
@@ -64,34 +67,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODESERVICE'].methods_by_name['DrainNode']._serialized_options = b'\262\341\030\001\003\202\323\344\223\002 \"\036/mesh/v1/nodes/{node_id}:drain'
   _globals['_NODESERVICE'].methods_by_name['ResumeNode']._loaded_options = None
   _globals['_NODESERVICE'].methods_by_name['ResumeNode']._serialized_options = b'\262\341\030\001\003\202\323\344\223\002!\"\037/mesh/v1/nodes/{node_id}:resume'
+  _globals['_NODESERVICE'].methods_by_name['DeleteNode']._loaded_options = None
+  _globals['_NODESERVICE'].methods_by_name['DeleteNode']._serialized_options = b'\262\341\030\001\003\202\323\344\223\002\032*\030/mesh/v1/nodes/{node_id}'
   _globals['_NODESERVICE'].methods_by_name['WatchMesh']._loaded_options = None
   _globals['_NODESERVICE'].methods_by_name['WatchMesh']._serialized_options = b'\262\341\030\001\003'
-  _globals['_ATTACHNODEREQUEST']._serialized_start=232
-  _globals['_ATTACHNODEREQUEST']._serialized_end=371
-  _globals['_JOINNODE']._serialized_start=374
-  _globals['_JOINNODE']._serialized_end=617
-  _globals['_NODEREPORT']._serialized_start=619
-  _globals['_NODEREPORT']._serialized_end=715
-  _globals['_ATTACHNODERESPONSE']._serialized_start=718
-  _globals['_ATTACHNODERESPONSE']._serialized_end=864
-  _globals['_NODEJOINED']._serialized_start=866
-  _globals['_NODEJOINED']._serialized_end=972
-  _globals['_DRAINCHANGED']._serialized_start=974
-  _globals['_DRAINCHANGED']._serialized_end=1006
-  _globals['_LISTNODESREQUEST']._serialized_start=1008
-  _globals['_LISTNODESREQUEST']._serialized_end=1026
-  _globals['_LISTNODESRESPONSE']._serialized_start=1028
-  _globals['_LISTNODESRESPONSE']._serialized_end=1091
-  _globals['_GETNODEREQUEST']._serialized_start=1093
-  _globals['_GETNODEREQUEST']._serialized_end=1137
-  _globals['_DRAINNODEREQUEST']._serialized_start=1139
-  _globals['_DRAINNODEREQUEST']._serialized_end=1185
-  _globals['_RESUMENODEREQUEST']._serialized_start=1187
-  _globals['_RESUMENODEREQUEST']._serialized_end=1234
-  _globals['_WATCHMESHREQUEST']._serialized_start=1236
-  _globals['_WATCHMESHREQUEST']._serialized_end=1254
-  _globals['_WATCHMESHRESPONSE']._serialized_start=1257
-  _globals['_WATCHMESHRESPONSE']._serialized_end=1406
-  _globals['_NODESERVICE']._serialized_start=1409
-  _globals['_NODESERVICE']._serialized_end=2141
+  _globals['_ATTACHNODEREQUEST']._serialized_start=261
+  _globals['_ATTACHNODEREQUEST']._serialized_end=400
+  _globals['_JOINNODE']._serialized_start=403
+  _globals['_JOINNODE']._serialized_end=646
+  _globals['_NODEREPORT']._serialized_start=648
+  _globals['_NODEREPORT']._serialized_end=744
+  _globals['_ATTACHNODERESPONSE']._serialized_start=747
+  _globals['_ATTACHNODERESPONSE']._serialized_end=893
+  _globals['_NODEJOINED']._serialized_start=895
+  _globals['_NODEJOINED']._serialized_end=1001
+  _globals['_DRAINCHANGED']._serialized_start=1003
+  _globals['_DRAINCHANGED']._serialized_end=1035
+  _globals['_LISTNODESREQUEST']._serialized_start=1037
+  _globals['_LISTNODESREQUEST']._serialized_end=1055
+  _globals['_LISTNODESRESPONSE']._serialized_start=1057
+  _globals['_LISTNODESRESPONSE']._serialized_end=1120
+  _globals['_GETNODEREQUEST']._serialized_start=1122
+  _globals['_GETNODEREQUEST']._serialized_end=1166
+  _globals['_DRAINNODEREQUEST']._serialized_start=1168
+  _globals['_DRAINNODEREQUEST']._serialized_end=1214
+  _globals['_RESUMENODEREQUEST']._serialized_start=1216
+  _globals['_RESUMENODEREQUEST']._serialized_end=1263
+  _globals['_DELETENODEREQUEST']._serialized_start=1265
+  _globals['_DELETENODEREQUEST']._serialized_end=1312
+  _globals['_WATCHMESHREQUEST']._serialized_start=1314
+  _globals['_WATCHMESHREQUEST']._serialized_end=1332
+  _globals['_WATCHMESHRESPONSE']._serialized_start=1335
+  _globals['_WATCHMESHRESPONSE']._serialized_end=1510
+  _globals['_NODESERVICE']._serialized_start=1513
+  _globals['_NODESERVICE']._serialized_end=2364
 # @@protoc_insertion_point(module_scope)

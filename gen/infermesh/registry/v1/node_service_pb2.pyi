@@ -316,6 +316,28 @@ class ResumeNodeRequest(_message.Message):
 Global___ResumeNodeRequest: _TypeAlias = ResumeNodeRequest  # noqa: Y015
 
 @_typing.final
+class DeleteNodeRequest(_message.Message):
+    """Names the node to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node's id."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteNodeRequest: _TypeAlias = DeleteNodeRequest  # noqa: Y015
+
+@_typing.final
 class WatchMeshRequest(_message.Message):
     """Asks to watch the mesh."""
 
@@ -342,6 +364,7 @@ class WatchMeshResponse(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     DELETED_MODELS_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
+    DELETED_NODE_IDS_FIELD_NUMBER: _builtins.int
     synced: _builtins.bool
     """True on the first message, which holds everything."""
     @_builtins.property
@@ -356,6 +379,10 @@ class WatchMeshResponse(_message.Message):
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Node]:
         """Nodes that appeared or changed, load reports included."""
 
+    @_builtins.property
+    def deleted_node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of nodes that were deleted."""
+
     def __init__(
         self,
         *,
@@ -363,10 +390,11 @@ class WatchMeshResponse(_message.Message):
         models: _abc.Iterable[_resources_pb2.Model] | None = ...,
         deleted_models: _abc.Iterable[_builtins.str] | None = ...,
         nodes: _abc.Iterable[_resources_pb2.Node] | None = ...,
+        deleted_node_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_models", b"deleted_models", "models", b"models", "nodes", b"nodes", "synced", b"synced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted_models", b"deleted_models", "deleted_node_ids", b"deleted_node_ids", "models", b"models", "nodes", b"nodes", "synced", b"synced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

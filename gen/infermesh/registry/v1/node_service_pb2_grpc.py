@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from infermesh.registry.v1 import node_service_pb2 as infermesh_dot_registry_dot_v1_dot_node__service__pb2
 from infermesh.registry.v1 import resources_pb2 as infermesh_dot_registry_dot_v1_dot_resources__pb2
 
@@ -61,6 +62,11 @@ class NodeServiceStub:
                 request_serializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.ResumeNodeRequest.SerializeToString,
                 response_deserializer=infermesh_dot_registry_dot_v1_dot_resources__pb2.Node.FromString,
                 _registered_method=True)
+        self.DeleteNode = channel.unary_unary(
+                '/infermesh.registry.v1.NodeService/DeleteNode',
+                request_serializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.DeleteNodeRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
         self.WatchMesh = channel.unary_stream(
                 '/infermesh.registry.v1.NodeService/WatchMesh',
                 request_serializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.WatchMeshRequest.SerializeToString,
@@ -77,7 +83,10 @@ class NodeServiceServicer:
         first message must be `join`; the service answers `joined`, then reports follow at
         `report_interval`. A node whose reports stop for `lease` is offline. A second stream under the
         same `node_id` takes the place of the first, which ends with ABORTED. Fails with
-        INVALID_ARGUMENT on a bad join or report.
+        INVALID_ARGUMENT on a bad join or report and on an address that another live node has, with
+        FAILED_PRECONDITION when the mesh is full of live nodes or the node is deleted, and with
+        UNAVAILABLE (`STORE_UNAVAILABLE`) when the node or a model of its is new and cannot be written.
+        Ends with UNAVAILABLE when the registry stops; the node joins again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,10 +121,19 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteNode(self, request, context):
+        """Forgets a node that is offline. A node that still runs may join again, as a new one. Fails
+        with NOT_FOUND, and with FAILED_PRECONDITION unless the node is offline.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchMesh(self, request, context):
         """Streams the mesh as it is and then every change. The first message has `synced` set and holds
-        all models and nodes; later ones hold what changed. A watcher that falls behind is cut off
-        with RESOURCE_EXHAUSTED and starts again.
+        all models and nodes; later ones hold what changed. A watcher that reads slowly gets fewer
+        messages: changes of the same thing become one, its latest. Ends with UNAVAILABLE when the
+        registry stops.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,6 +166,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.ResumeNode,
                     request_deserializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.ResumeNodeRequest.FromString,
                     response_serializer=infermesh_dot_registry_dot_v1_dot_resources__pb2.Node.SerializeToString,
+            ),
+            'DeleteNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteNode,
+                    request_deserializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.DeleteNodeRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
             'WatchMesh': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchMesh,
@@ -291,6 +314,33 @@ class NodeService:
             '/infermesh.registry.v1.NodeService/ResumeNode',
             infermesh_dot_registry_dot_v1_dot_node__service__pb2.ResumeNodeRequest.SerializeToString,
             infermesh_dot_registry_dot_v1_dot_resources__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infermesh.registry.v1.NodeService/DeleteNode',
+            infermesh_dot_registry_dot_v1_dot_node__service__pb2.DeleteNodeRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from infermesh.registry.v1 import node_service_pb2 as _node_service_pb2
 from infermesh.registry.v1 import resources_pb2 as _resources_pb2
@@ -39,7 +40,10 @@ class NodeServiceStub:
     first message must be `join`; the service answers `joined`, then reports follow at
     `report_interval`. A node whose reports stop for `lease` is offline. A second stream under the
     same `node_id` takes the place of the first, which ends with ABORTED. Fails with
-    INVALID_ARGUMENT on a bad join or report.
+    INVALID_ARGUMENT on a bad join or report and on an address that another live node has, with
+    FAILED_PRECONDITION when the mesh is full of live nodes or the node is deleted, and with
+    UNAVAILABLE (`STORE_UNAVAILABLE`) when the node or a model of its is new and cannot be written.
+    Ends with UNAVAILABLE when the registry stops; the node joins again.
     """
     ListNodes: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.ListNodesRequest, _node_service_pb2.ListNodesResponse]
     """Lists the nodes by id, offline ones included."""
@@ -51,10 +55,15 @@ class NodeServiceStub:
     """
     ResumeNode: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.ResumeNodeRequest, _resources_pb2.Node]
     """Lets traffic to a drained node again. Fails with NOT_FOUND."""
+    DeleteNode: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.DeleteNodeRequest, _empty_pb2.Empty]
+    """Forgets a node that is offline. A node that still runs may join again, as a new one. Fails
+    with NOT_FOUND, and with FAILED_PRECONDITION unless the node is offline.
+    """
     WatchMesh: _grpc.UnaryStreamMultiCallable[_node_service_pb2.WatchMeshRequest, _node_service_pb2.WatchMeshResponse]
     """Streams the mesh as it is and then every change. The first message has `synced` set and holds
-    all models and nodes; later ones hold what changed. A watcher that falls behind is cut off
-    with RESOURCE_EXHAUSTED and starts again.
+    all models and nodes; later ones hold what changed. A watcher that reads slowly gets fewer
+    messages: changes of the same thing become one, its latest. Ends with UNAVAILABLE when the
+    registry stops.
     """
 
 @_typing.type_check_only
@@ -67,7 +76,10 @@ class NodeServiceAsyncStub(NodeServiceStub):
     first message must be `join`; the service answers `joined`, then reports follow at
     `report_interval`. A node whose reports stop for `lease` is offline. A second stream under the
     same `node_id` takes the place of the first, which ends with ABORTED. Fails with
-    INVALID_ARGUMENT on a bad join or report.
+    INVALID_ARGUMENT on a bad join or report and on an address that another live node has, with
+    FAILED_PRECONDITION when the mesh is full of live nodes or the node is deleted, and with
+    UNAVAILABLE (`STORE_UNAVAILABLE`) when the node or a model of its is new and cannot be written.
+    Ends with UNAVAILABLE when the registry stops; the node joins again.
     """
     ListNodes: _aio.UnaryUnaryMultiCallable[_node_service_pb2.ListNodesRequest, _node_service_pb2.ListNodesResponse]  # type: ignore[assignment]
     """Lists the nodes by id, offline ones included."""
@@ -79,10 +91,15 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """
     ResumeNode: _aio.UnaryUnaryMultiCallable[_node_service_pb2.ResumeNodeRequest, _resources_pb2.Node]  # type: ignore[assignment]
     """Lets traffic to a drained node again. Fails with NOT_FOUND."""
+    DeleteNode: _aio.UnaryUnaryMultiCallable[_node_service_pb2.DeleteNodeRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Forgets a node that is offline. A node that still runs may join again, as a new one. Fails
+    with NOT_FOUND, and with FAILED_PRECONDITION unless the node is offline.
+    """
     WatchMesh: _aio.UnaryStreamMultiCallable[_node_service_pb2.WatchMeshRequest, _node_service_pb2.WatchMeshResponse]  # type: ignore[assignment]
     """Streams the mesh as it is and then every change. The first message has `synced` set and holds
-    all models and nodes; later ones hold what changed. A watcher that falls behind is cut off
-    with RESOURCE_EXHAUSTED and starts again.
+    all models and nodes; later ones hold what changed. A watcher that reads slowly gets fewer
+    messages: changes of the same thing become one, its latest. Ends with UNAVAILABLE when the
+    registry stops.
     """
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -98,7 +115,10 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         first message must be `join`; the service answers `joined`, then reports follow at
         `report_interval`. A node whose reports stop for `lease` is offline. A second stream under the
         same `node_id` takes the place of the first, which ends with ABORTED. Fails with
-        INVALID_ARGUMENT on a bad join or report.
+        INVALID_ARGUMENT on a bad join or report and on an address that another live node has, with
+        FAILED_PRECONDITION when the mesh is full of live nodes or the node is deleted, and with
+        UNAVAILABLE (`STORE_UNAVAILABLE`) when the node or a model of its is new and cannot be written.
+        Ends with UNAVAILABLE when the registry stops; the node joins again.
         """
 
     @_abc_1.abstractmethod
@@ -136,14 +156,25 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lets traffic to a drained node again. Fails with NOT_FOUND."""
 
     @_abc_1.abstractmethod
+    def DeleteNode(
+        self,
+        request: _node_service_pb2.DeleteNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Forgets a node that is offline. A node that still runs may join again, as a new one. Fails
+        with NOT_FOUND, and with FAILED_PRECONDITION unless the node is offline.
+        """
+
+    @_abc_1.abstractmethod
     def WatchMesh(
         self,
         request: _node_service_pb2.WatchMeshRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_service_pb2.WatchMeshResponse], _abc.AsyncIterator[_node_service_pb2.WatchMeshResponse]]:
         """Streams the mesh as it is and then every change. The first message has `synced` set and holds
-        all models and nodes; later ones hold what changed. A watcher that falls behind is cut off
-        with RESOURCE_EXHAUSTED and starts again.
+        all models and nodes; later ones hold what changed. A watcher that reads slowly gets fewer
+        messages: changes of the same thing become one, its latest. Ends with UNAVAILABLE when the
+        registry stops.
         """
 
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

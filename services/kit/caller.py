@@ -1,21 +1,25 @@
-"""Who calls, as Envoy and auth say in the request's headers."""
+"""Who calls, as Envoy and auth say in the call's metadata."""
 
+import re
 import uuid
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from services.kit import headers
 
+_MAX_ID_CHARS = 64
+_ATTEMPT = re.compile("[1-9][0-9]{0,5}")
+
 
 class Caller(NamedTuple):
     """The facts of a call that are not in its body.
 
     Args:
-        request_id: Envoy's id of the request; a new one for a call from inside the mesh.
+        request_id: Envoy's id of the request; a new one for a call that comes without.
         attempt: Which try of Envoy's this is, from 1.
         tenant: The caller's tenant; empty inside the mesh.
         key_id: The caller's key; empty inside the mesh, and then the call is not accounted.
-        model: The model that auth has checked; empty inside the mesh.
+        model: The model that auth allowed; empty inside the mesh.
     """
 
     request_id: str
@@ -25,13 +29,13 @@ class Caller(NamedTuple):
     model: str
 
 
-def caller_of(metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
-    """Reads the headers of a call."""
-    said = {key: value for key, value in metadata if isinstance(value, str)}
+def caller_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> Caller:
+    """Reads the metadata of a call."""
+    said = {key: value for key, value in metadata or () if isinstance(value, str)}
     attempt = said.get(headers.ATTEMPT, "")
     return Caller(
-        request_id=said.get(headers.REQUEST_ID) or str(uuid.uuid4()),
-        attempt=max(1, int(attempt)) if attempt.isascii() and attempt.isdigit() else 1,
+        request_id=said.get(headers.REQUEST_ID, "")[:_MAX_ID_CHARS] or str(uuid.uuid4()),
+        attempt=int(attempt) if _ATTEMPT.fullmatch(attempt) else 1,
         tenant=said.get(headers.TENANT, ""),
         key_id=said.get(headers.KEY_ID, ""),
         model=said.get(headers.MODEL, ""),

@@ -1,0 +1,30 @@
+import pytest
+
+from services.kit.caller import Caller, caller_of
+
+
+def test_the_caller_is_read_from_metadata() -> None:
+    metadata = [
+        ("x-request-id", "r"),
+        ("x-envoy-attempt-count", "2"),
+        ("x-mesh-tenant", "acme"),
+        ("x-mesh-key-id", "k"),
+        ("x-mesh-model", "m"),
+        ("other-bin", b"\0"),
+    ]
+    assert caller_of(metadata) == Caller("r", 2, "acme", "k", "m")
+
+
+@pytest.mark.parametrize("metadata", [None, (), [("x-request-id", "")]])
+def test_a_call_from_inside_gets_an_id_and_has_no_key(
+    metadata: list[tuple[str, str | bytes]] | None,
+) -> None:
+    bare = caller_of(metadata)
+    assert len(bare.request_id) == 36
+    assert bare[1:] == (1, "", "", "")
+
+
+def test_ids_and_attempts_are_bounded() -> None:
+    assert caller_of([("x-request-id", "r" * 100)]).request_id == "r" * 64
+    for attempt in ("zero", "\u00b2", "-1", "0", "1000000", ""):
+        assert caller_of([("x-envoy-attempt-count", attempt)]).attempt == 1
