@@ -232,6 +232,8 @@ class _Stack:
         return Part(
             name="envoy",
             argv=[
+                # As the services do it for themselves, see kit.server.
+                *("chrt", "--batch", "0"),
                 *(str(binaries.envoy()), "--config-path", str(config)),
                 # The services want their share of the machine too.
                 *("--concurrency", str(max(1, (os.cpu_count() or 1) // 2))),

@@ -33,13 +33,11 @@ PORT, BASE_PORT = 28080, 28000
 ENGINE_PORT = BASE_PORT + 41
 CHUNKS = 64
 _MESSAGES = [{"role": "user", "content": "x" * 900}]
-WORKLOADS = {
-    "unary, 1 KB": {"model": stack.CHAT_MODEL, "messages": _MESSAGES},
-    f"stream, {CHUNKS} chunks": {
-        "model": stack.CHAT_MODEL,
-        "messages": _MESSAGES,
-        "stream": True,
-    },
+_UNARY = {"model": stack.CHAT_MODEL, "messages": _MESSAGES}
+WORKLOADS = {  # what is sent, and from how many connections
+    "unary, 1 KB, 16 callers": (_UNARY, 16),
+    "unary, 1 KB, 64 callers": (_UNARY, 64),
+    f"stream, {CHUNKS} chunks, 16 callers": ({**_UNARY, "stream": True}, 16),
 }
 
 Figures = dict[str, float]
@@ -90,10 +88,10 @@ def measure(key: str, pids: Mapping[str, int], rounds: int, seconds: int) -> dic
     mesh, engine = f"http://127.0.0.1:{PORT}", f"http://127.0.0.1:{ENGINE_PORT}"
     samples: dict[str, list[Figures]] = {}
     for number in range(rounds + 1):
-        for workload, body in WORKLOADS.items():
+        for workload, (body, connections) in WORKLOADS.items():
             for target, url, secret in (("direct", engine, None), ("mesh", mesh, key)):
                 before = cpu_seconds(pids)
-                loaded = wrk(url, body, secret, 16, seconds)
+                loaded = wrk(url, body, secret, connections, seconds)
                 after = cpu_seconds(pids)
                 alone = wrk(url, body, secret, 1, (seconds + 1) // 2)
                 if number == 0:  # warms caches and connection pools
@@ -121,7 +119,7 @@ def measure(key: str, pids: Mapping[str, int], rounds: int, seconds: int) -> dic
 def show(result: Mapping[str, Mapping[str, float]]) -> None:
     """Prints the figures as tables."""
     console = Console()
-    table = Table(title="16 connections; latency with 1 connection; medians")
+    table = Table(title="Medians; latency with 1 connection")
     for column in ("workload", "target", "per second", "p50 ms", "p99 ms", "failed"):
         table.add_column(column, justify="left" if column in ("workload", "target") else "right")
     for row, figures in result.items():
@@ -187,9 +185,7 @@ async def until_answered(key: str) -> None:
     async with httpx.AsyncClient(headers={"authorization": f"Bearer {key}"}) as http:
         for _ in range(300):
             try:
-                reply = await http.post(
-                    f"http://127.0.0.1:{PORT}/v1/chat/completions", json=WORKLOADS["unary, 1 KB"]
-                )
+                reply = await http.post(f"http://127.0.0.1:{PORT}/v1/chat/completions", json=_UNARY)
                 if reply.status_code == 200:
                     return
             except httpx.TransportError:
