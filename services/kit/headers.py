@@ -32,3 +32,16 @@ STREAM = "x-mesh-stream"
 
 NODE = "x-mesh-node"
 """The node that answered, set by Envoy on the response."""
+
+MODELS = "x-mesh-models"
+"""Models to answer with, best first, `a,b`, set by routing where there is more than one. A node
+answers with the first of them that it serves."""
+
+EXPECTED_CACHED = "x-mesh-expected-cached"
+"""How much of the prompt routing expects in the node's prefix cache, 0.00 to 1.00; set by routing."""
+
+DECISION = "x-mesh-decision"
+"""Routing's decision as JSON, set where the caller sent `x-debug-mode: true`; the node gives it back."""
+
+DEBUG = "x-debug-mode"
+"""`true` where the caller wants to see how the answer came about."""

@@ -60,6 +60,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A part of the mesh that the call needs does not answer. 503, said by Envoy itself."""
     ERROR_REASON_REQUEST_TOO_LARGE: _ErrorReason.ValueType  # 19
     """The request body is larger than the front door takes. 413, said by Envoy itself."""
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 20
+    """Every node that could answer has its queue full. 429 with `retry-after`; tried on another node
+    first.
+    """
+    ERROR_REASON_UNSUPPORTED: _ErrorReason.ValueType  # 21
+    """No engine that serves the model can do what the request asks for; `param` names it. 400.
+    Example: `tools` for a model without them.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Names every way in which the mesh refuses or fails a call. The name without its prefix is the
@@ -105,4 +113,12 @@ ERROR_REASON_SERVICE_UNAVAILABLE: ErrorReason.ValueType  # 18
 """A part of the mesh that the call needs does not answer. 503, said by Envoy itself."""
 ERROR_REASON_REQUEST_TOO_LARGE: ErrorReason.ValueType  # 19
 """The request body is larger than the front door takes. 413, said by Envoy itself."""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 20
+"""Every node that could answer has its queue full. 429 with `retry-after`; tried on another node
+first.
+"""
+ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 21
+"""No engine that serves the model can do what the request asks for; `param` names it. 400.
+Example: `tools` for a model without them.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -30,7 +30,7 @@ from infermesh.access.v1 import access_pb2 as infermesh_dot_access_dot_v1_dot_ac
 from infermesh.registry.v1 import resources_pb2 as infermesh_dot_registry_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(infermesh/registry/v1/node_service.proto\x12\x15infermesh.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a infermesh/access/v1/access.proto\x1a%infermesh/registry/v1/resources.proto\"\x8b\x01\n\x11\x41ttachNodeRequest\x12/\n\x04join\x18\x01 \x01(\x0b\x32\x1f.infermesh.registry.v1.JoinNodeH\x00\x12\x33\n\x06report\x18\x02 \x01(\x0b\x32!.infermesh.registry.v1.NodeReportH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\xf3\x01\n\x08JoinNode\x12\x39\n\x07node_id\x18\x01 \x01(\tB(\xbaH%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$\x12\x19\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x80\x02\x01\x12.\n\x06\x65ngine\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z][a-z0-9_-]{0,31}$\x12 \n\x0e\x65ngine_version\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12?\n\x06models\x18\x05 \x03(\x0b\x32\".infermesh.registry.v1.ServedModelB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\"`\n\nNodeReport\x12\x11\n\tengine_up\x18\x01 \x01(\x08\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x12-\n\x04load\x18\x03 \x01(\x0b\x32\x1f.infermesh.registry.v1.NodeLoad\"\x92\x01\n\x12\x41ttachNodeResponse\x12\x33\n\x06joined\x18\x01 \x01(\x0b\x32!.infermesh.registry.v1.NodeJoinedH\x00\x12<\n\rdrain_changed\x18\x02 \x01(\x0b\x32#.infermesh.registry.v1.DrainChangedH\x00\x42\t\n\x07message\"j\n\nNodeJoined\x12\x32\n\x0freport_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\" \n\x0c\x44rainChanged\x12\x10\n\x08\x64raining\x18\x01 \x01(\x08\"\x12\n\x10ListNodesRequest\"?\n\x11ListNodesResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.infermesh.registry.v1.Node\",\n\x0eGetNodeRequest\x12\x1a\n\x07node_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\".\n\x10\x44rainNodeRequest\x12\x1a\n\x07node_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"/\n\x11ResumeNodeRequest\x12\x1a\n\x07node_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"/\n\x11\x44\x65leteNodeRequest\x12\x1a\n\x07node_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"\x12\n\x10WatchMeshRequest\"\xaf\x01\n\x11WatchMeshResponse\x12\x0e\n\x06synced\x18\x01 \x01(\x08\x12,\n\x06models\x18\x02 \x03(\x0b\x32\x1c.infermesh.registry.v1.Model\x12\x16\n\x0e\x64\x65leted_models\x18\x03 \x03(\t\x12*\n\x05nodes\x18\x04 \x03(\x0b\x32\x1b.infermesh.registry.v1.Node\x12\x18\n\x10\x64\x65leted_node_ids\x18\x05 \x03(\t2\xd3\x06\n\x0bNodeService\x12m\n\nAttachNode\x12(.infermesh.registry.v1.AttachNodeRequest\x1a).infermesh.registry.v1.AttachNodeResponse\"\x06\xb2\xe1\x18\x02\x02\x03(\x01\x30\x01\x12{\n\tListNodes\x12\'.infermesh.registry.v1.ListNodesRequest\x1a(.infermesh.registry.v1.ListNodesResponse\"\x1b\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x10\x12\x0e/mesh/v1/nodes\x12t\n\x07GetNode\x12%.infermesh.registry.v1.GetNodeRequest\x1a\x1b.infermesh.registry.v1.Node\"%\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x1a\x12\x18/mesh/v1/nodes/{node_id}\x12~\n\tDrainNode\x12\'.infermesh.registry.v1.DrainNodeRequest\x1a\x1b.infermesh.registry.v1.Node\"+\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02 \"\x1e/mesh/v1/nodes/{node_id}:drain\x12\x81\x01\n\nResumeNode\x12(.infermesh.registry.v1.ResumeNodeRequest\x1a\x1b.infermesh.registry.v1.Node\",\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02!\"\x1f/mesh/v1/nodes/{node_id}:resume\x12u\n\nDeleteNode\x12(.infermesh.registry.v1.DeleteNodeRequest\x1a\x16.google.protobuf.Empty\"%\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x1a*\x18/mesh/v1/nodes/{node_id}\x12g\n\tWatchMesh\x12\'.infermesh.registry.v1.WatchMeshRequest\x1a(.infermesh.registry.v1.WatchMeshResponse\"\x05\xb2\xe1\x18\x01\x03\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(infermesh/registry/v1/node_service.proto\x12\x15infermesh.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a infermesh/access/v1/access.proto\x1a%infermesh/registry/v1/resources.proto\"\x8b\x01\n\x11\x41ttachNodeRequest\x12/\n\x04join\x18\x01 \x01(\x0b\x32\x1f.infermesh.registry.v1.JoinNodeH\x00\x12\x33\n\x06report\x18\x02 \x01(\x0b\x32!.infermesh.registry.v1.NodeReportH\x00\x42\x10\n\x07message\x12\x05\xbaH\x02\x08\x01\"\xa7\x03\n\x08JoinNode\x12\x39\n\x07node_id\x18\x01 \x01(\tB(\xbaH%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$\x12\x19\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x80\x02\x01\x12.\n\x06\x65ngine\x18\x03 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z][a-z0-9_-]{0,31}$\x12 \n\x0e\x65ngine_version\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12?\n\x06models\x18\x05 \x03(\x0b\x32\".infermesh.registry.v1.ServedModelB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\x80\x02\x12j\n\x06labels\x18\x06 \x03(\x0b\x32+.infermesh.registry.v1.JoinNode.LabelsEntryB-\xbaH*\x9a\x01\'\x10 \"\x1cr\x1a\x32\x18^[a-z][a-z0-9_.-]{0,62}$*\x05r\x03\x18\xc8\x01\x12\x17\n\x04tier\x18\x07 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\t(\x00\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"`\n\nNodeReport\x12\x11\n\tengine_up\x18\x01 \x01(\x08\x12\x10\n\x08\x64raining\x18\x02 \x01(\x08\x12-\n\x04load\x18\x03 \x01(\x0b\x32\x1f.infermesh.registry.v1.NodeLoad\"\x92\x01\n\x12\x41ttachNodeResponse\x12\x33\n\x06joined\x18\x01 \x01(\x0b\x32!.infermesh.registry.v1.NodeJoinedH\x00\x12<\n\rdrain_changed\x18\x02 \x01(\x0b\x32#.infermesh.registry.v1.DrainChangedH\x00\x42\t\n\x07message\"j\n\nNodeJoined\x12\x32\n\x0freport_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\" \n\x0c\x44rainChanged\x12\x10\n\x08\x64raining\x18\x01 \x01(\x08\"\x12\n\x10ListNodesRequest\"?\n\x11ListNodesResponse\x12*\n\x05nodes\x18\x01 \x03(\x0b\x32\x1b.infermesh.registry.v1.Node\",\n\x0eGetNodeRequest\x12\x1a\n\x07node_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\".\n\x10\x44rainNodeRequest\x12\x1a\n\x07node_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"/\n\x11ResumeNodeRequest\x12\x1a\n\x07node_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"/\n\x11\x44\x65leteNodeRequest\x12\x1a\n\x07node_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?\"\x12\n\x10WatchMeshRequest\"\xaf\x01\n\x11WatchMeshResponse\x12\x0e\n\x06synced\x18\x01 \x01(\x08\x12,\n\x06models\x18\x02 \x03(\x0b\x32\x1c.infermesh.registry.v1.Model\x12\x16\n\x0e\x64\x65leted_models\x18\x03 \x03(\t\x12*\n\x05nodes\x18\x04 \x03(\x0b\x32\x1b.infermesh.registry.v1.Node\x12\x18\n\x10\x64\x65leted_node_ids\x18\x05 \x03(\t2\xd3\x06\n\x0bNodeService\x12m\n\nAttachNode\x12(.infermesh.registry.v1.AttachNodeRequest\x1a).infermesh.registry.v1.AttachNodeResponse\"\x06\xb2\xe1\x18\x02\x02\x03(\x01\x30\x01\x12{\n\tListNodes\x12\'.infermesh.registry.v1.ListNodesRequest\x1a(.infermesh.registry.v1.ListNodesResponse\"\x1b\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x10\x12\x0e/mesh/v1/nodes\x12t\n\x07GetNode\x12%.infermesh.registry.v1.GetNodeRequest\x1a\x1b.infermesh.registry.v1.Node\"%\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x1a\x12\x18/mesh/v1/nodes/{node_id}\x12~\n\tDrainNode\x12\'.infermesh.registry.v1.DrainNodeRequest\x1a\x1b.infermesh.registry.v1.Node\"+\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02 \"\x1e/mesh/v1/nodes/{node_id}:drain\x12\x81\x01\n\nResumeNode\x12(.infermesh.registry.v1.ResumeNodeRequest\x1a\x1b.infermesh.registry.v1.Node\",\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02!\"\x1f/mesh/v1/nodes/{node_id}:resume\x12u\n\nDeleteNode\x12(.infermesh.registry.v1.DeleteNodeRequest\x1a\x16.google.protobuf.Empty\"%\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x1a*\x18/mesh/v1/nodes/{node_id}\x12g\n\tWatchMesh\x12\'.infermesh.registry.v1.WatchMeshRequest\x1a(.infermesh.registry.v1.WatchMeshResponse\"\x05\xb2\xe1\x18\x01\x03\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ATTACHNODEREQUEST'].oneofs_by_name['message']._loaded_options = None
   _globals['_ATTACHNODEREQUEST'].oneofs_by_name['message']._serialized_options = b'\272H\002\010\001'
+  _globals['_JOINNODE_LABELSENTRY']._loaded_options = None
+  _globals['_JOINNODE_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_JOINNODE'].fields_by_name['node_id']._loaded_options = None
   _globals['_JOINNODE'].fields_by_name['node_id']._serialized_options = b'\272H%r#2!^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$'
   _globals['_JOINNODE'].fields_by_name['address']._loaded_options = None
@@ -49,6 +51,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_JOINNODE'].fields_by_name['engine_version']._serialized_options = b'\272H\005r\003\030\310\001'
   _globals['_JOINNODE'].fields_by_name['models']._loaded_options = None
   _globals['_JOINNODE'].fields_by_name['models']._serialized_options = b'\272H\010\222\001\005\010\001\020\200\002'
+  _globals['_JOINNODE'].fields_by_name['labels']._loaded_options = None
+  _globals['_JOINNODE'].fields_by_name['labels']._serialized_options = b'\272H*\232\001\'\020 \"\034r\0322\030^[a-z][a-z0-9_.-]{0,62}$*\005r\003\030\310\001'
+  _globals['_JOINNODE'].fields_by_name['tier']._loaded_options = None
+  _globals['_JOINNODE'].fields_by_name['tier']._serialized_options = b'\272H\006\032\004\030\t(\000'
   _globals['_GETNODEREQUEST'].fields_by_name['node_id']._loaded_options = None
   _globals['_GETNODEREQUEST'].fields_by_name['node_id']._serialized_options = b'\272H\006r\004\020\001\030?'
   _globals['_DRAINNODEREQUEST'].fields_by_name['node_id']._loaded_options = None
@@ -74,31 +80,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHNODEREQUEST']._serialized_start=261
   _globals['_ATTACHNODEREQUEST']._serialized_end=400
   _globals['_JOINNODE']._serialized_start=403
-  _globals['_JOINNODE']._serialized_end=646
-  _globals['_NODEREPORT']._serialized_start=648
-  _globals['_NODEREPORT']._serialized_end=744
-  _globals['_ATTACHNODERESPONSE']._serialized_start=747
-  _globals['_ATTACHNODERESPONSE']._serialized_end=893
-  _globals['_NODEJOINED']._serialized_start=895
-  _globals['_NODEJOINED']._serialized_end=1001
-  _globals['_DRAINCHANGED']._serialized_start=1003
-  _globals['_DRAINCHANGED']._serialized_end=1035
-  _globals['_LISTNODESREQUEST']._serialized_start=1037
-  _globals['_LISTNODESREQUEST']._serialized_end=1055
-  _globals['_LISTNODESRESPONSE']._serialized_start=1057
-  _globals['_LISTNODESRESPONSE']._serialized_end=1120
-  _globals['_GETNODEREQUEST']._serialized_start=1122
-  _globals['_GETNODEREQUEST']._serialized_end=1166
-  _globals['_DRAINNODEREQUEST']._serialized_start=1168
-  _globals['_DRAINNODEREQUEST']._serialized_end=1214
-  _globals['_RESUMENODEREQUEST']._serialized_start=1216
-  _globals['_RESUMENODEREQUEST']._serialized_end=1263
-  _globals['_DELETENODEREQUEST']._serialized_start=1265
-  _globals['_DELETENODEREQUEST']._serialized_end=1312
-  _globals['_WATCHMESHREQUEST']._serialized_start=1314
-  _globals['_WATCHMESHREQUEST']._serialized_end=1332
-  _globals['_WATCHMESHRESPONSE']._serialized_start=1335
-  _globals['_WATCHMESHRESPONSE']._serialized_end=1510
-  _globals['_NODESERVICE']._serialized_start=1513
-  _globals['_NODESERVICE']._serialized_end=2364
+  _globals['_JOINNODE']._serialized_end=826
+  _globals['_JOINNODE_LABELSENTRY']._serialized_start=781
+  _globals['_JOINNODE_LABELSENTRY']._serialized_end=826
+  _globals['_NODEREPORT']._serialized_start=828
+  _globals['_NODEREPORT']._serialized_end=924
+  _globals['_ATTACHNODERESPONSE']._serialized_start=927
+  _globals['_ATTACHNODERESPONSE']._serialized_end=1073
+  _globals['_NODEJOINED']._serialized_start=1075
+  _globals['_NODEJOINED']._serialized_end=1181
+  _globals['_DRAINCHANGED']._serialized_start=1183
+  _globals['_DRAINCHANGED']._serialized_end=1215
+  _globals['_LISTNODESREQUEST']._serialized_start=1217
+  _globals['_LISTNODESREQUEST']._serialized_end=1235
+  _globals['_LISTNODESRESPONSE']._serialized_start=1237
+  _globals['_LISTNODESRESPONSE']._serialized_end=1300
+  _globals['_GETNODEREQUEST']._serialized_start=1302
+  _globals['_GETNODEREQUEST']._serialized_end=1346
+  _globals['_DRAINNODEREQUEST']._serialized_start=1348
+  _globals['_DRAINNODEREQUEST']._serialized_end=1394
+  _globals['_RESUMENODEREQUEST']._serialized_start=1396
+  _globals['_RESUMENODEREQUEST']._serialized_end=1443
+  _globals['_DELETENODEREQUEST']._serialized_start=1445
+  _globals['_DELETENODEREQUEST']._serialized_end=1492
+  _globals['_WATCHMESHREQUEST']._serialized_start=1494
+  _globals['_WATCHMESHREQUEST']._serialized_end=1512
+  _globals['_WATCHMESHRESPONSE']._serialized_start=1515
+  _globals['_WATCHMESHRESPONSE']._serialized_end=1690
+  _globals['_NODESERVICE']._serialized_start=1693
+  _globals['_NODESERVICE']._serialized_end=2544
 # @@protoc_insertion_point(module_scope)

@@ -58,11 +58,33 @@ class JoinNode(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NODE_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     ENGINE_VERSION_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The node's name, unique in the mesh: letters, digits, `.`, `-` and `_`, at most 63."""
     address: _builtins.str
@@ -71,9 +93,17 @@ class JoinNode(_message.Message):
     """The engine's dialect. Example: `llamacpp`."""
     engine_version: _builtins.str
     """The engine's version as it names itself; empty when unknown."""
+    tier: _builtins.int
+    """Where the node stands in the order of tiers: 0 for GPUs of one's own, 1 for workstations, 2
+    for a cloud API. A node of a higher tier is a fallback for those of lower ones.
+    """
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.ServedModel]:
         """The models that the node serves, at least one."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the operator says of the node, for policies to choose by. Example: `zone: rack-1`."""
 
     def __init__(
         self,
@@ -83,10 +113,12 @@ class JoinNode(_message.Message):
         engine: _builtins.str = ...,
         engine_version: _builtins.str = ...,
         models: _abc.Iterable[_resources_pb2.ServedModel] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        tier: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "engine", b"engine", "engine_version", b"engine_version", "models", b"models", "node_id", b"node_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "engine", b"engine", "engine_version", b"engine_version", "labels", b"labels", "models", b"models", "node_id", b"node_id", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

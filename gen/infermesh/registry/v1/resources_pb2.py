@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%infermesh/registry/v1/resources.proto\x12\x15infermesh.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x0c\x63\x61pabilities\x18\x02 \x03(\x0e\x32!.infermesh.registry.v1.Capability\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10ready_node_count\x18\x05 \x01(\x05\"\xb4\x01\n\x0bServedModel\x12:\n\x04name\x18\x01 \x01(\tB,\xbaH)r\'\x10\x01\x18\xc8\x01\x32 ^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$\x12H\n\x0c\x63\x61pabilities\x18\x02 \x03(\x0e\x32!.infermesh.registry.v1.CapabilityB\x0f\xbaH\x0c\x92\x01\t\x10\x10\"\x05\x82\x01\x02\x10\x01\x12\x1f\n\x0e\x63ontext_length\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"\xc0\x01\n\x08NodeLoad\x12\x1d\n\x07running\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x88\x01\x01\x12\x1c\n\x06queued\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x01\x88\x01\x01\x12.\n\x06kv_use\x18\x03 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x02\x88\x01\x01\x12\x1b\n\x05slots\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x03\x88\x01\x01\x42\n\n\x08_runningB\t\n\x07_queuedB\t\n\x07_kv_useB\x08\n\x06_slots\"\xc4\x02\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x04 \x01(\t\x12\x32\n\x06models\x18\x05 \x03(\x0b\x32\".infermesh.registry.v1.ServedModel\x12/\n\x05state\x18\x06 \x01(\x0e\x32 .infermesh.registry.v1.NodeState\x12-\n\x04load\x18\x07 \x01(\x0b\x32\x1f.infermesh.registry.v1.NodeLoad\x12/\n\x0breport_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tjoin_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp*X\n\nCapability\x12\x1a\n\x16\x43\x41PABILITY_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43\x41PABILITY_CHAT\x10\x01\x12\x19\n\x15\x43\x41PABILITY_EMBEDDINGS\x10\x02*\x8a\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x1a\n\x16NODE_STATE_ENGINE_DOWN\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x12\x16\n\x12NODE_STATE_OFFLINE\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%infermesh/registry/v1/resources.proto\x12\x15infermesh.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x37\n\x0c\x63\x61pabilities\x18\x02 \x03(\x0e\x32!.infermesh.registry.v1.Capability\x12\x16\n\x0e\x63ontext_length\x18\x03 \x01(\x05\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10ready_node_count\x18\x05 \x01(\x05\"\xde\x02\n\x0bServedModel\x12:\n\x04name\x18\x01 \x01(\tB,\xbaH)r\'\x10\x01\x18\xc8\x01\x32 ^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$\x12H\n\x0c\x63\x61pabilities\x18\x02 \x03(\x0e\x32!.infermesh.registry.v1.CapabilityB\x0f\xbaH\x0c\x92\x01\t\x10\x10\"\x05\x82\x01\x02\x10\x01\x12\x1f\n\x0e\x63ontext_length\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x12\x1c\n\nbase_model\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x33\n\x0binput_price\x18\x05 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x80\x84.A)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x00\x88\x01\x01\x12\x34\n\x0coutput_price\x18\x06 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x80\x84.A)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_input_priceB\x0f\n\r_output_price\"\x9d\x05\n\x08NodeLoad\x12\x1d\n\x07running\x18\x01 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x88\x01\x01\x12\x1c\n\x06queued\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x01\x88\x01\x01\x12.\n\x06kv_use\x18\x03 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00\x00\xf0?)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x02\x88\x01\x01\x12\x1b\n\x05slots\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x03\x88\x01\x01\x12\x30\n\x11tokens_per_second\x18\x05 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x04\x88\x01\x01\x12\x32\n\x13time_to_first_token\x18\x06 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01H\x05\x88\x01\x01\x12(\n\x12kv_capacity_tokens\x18\x07 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x06\x88\x01\x01\x12+\n\x0floaded_adapters\x18\x08 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x10\x80\x02\"\x07r\x05\x10\x01\x18\xc8\x01\x12,\n\x16\x65xpected_cached_tokens\x18\t \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x07\x88\x01\x01\x12#\n\rcached_tokens\x18\n \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\x08\x88\x01\x01\x12#\n\rprompt_tokens\x18\x0b \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00H\t\x88\x01\x01\x12\"\n\x11\x65ngine_generation\x18\x0c \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\x42\n\n\x08_runningB\t\n\x07_queuedB\t\n\x07_kv_useB\x08\n\x06_slotsB\x14\n\x12_tokens_per_secondB\x16\n\x14_time_to_first_tokenB\x15\n\x13_kv_capacity_tokensB\x19\n\x17_expected_cached_tokensB\x10\n\x0e_cached_tokensB\x10\n\x0e_prompt_tokens\"\xba\x03\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x04 \x01(\t\x12\x32\n\x06models\x18\x05 \x03(\x0b\x32\".infermesh.registry.v1.ServedModel\x12/\n\x05state\x18\x06 \x01(\x0e\x32 .infermesh.registry.v1.NodeState\x12-\n\x04load\x18\x07 \x01(\x0b\x32\x1f.infermesh.registry.v1.NodeLoad\x12/\n\x0breport_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tjoin_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x06labels\x18\n \x03(\x0b\x32\'.infermesh.registry.v1.Node.LabelsEntry\x12\x0c\n\x04tier\x18\x0b \x01(\x05\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\xa7\x01\n\nCapability\x12\x1a\n\x16\x43\x41PABILITY_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43\x41PABILITY_CHAT\x10\x01\x12\x19\n\x15\x43\x41PABILITY_EMBEDDINGS\x10\x02\x12\x14\n\x10\x43\x41PABILITY_TOOLS\x10\x03\x12 \n\x1c\x43\x41PABILITY_STRUCTURED_OUTPUT\x10\x04\x12\x15\n\x11\x43\x41PABILITY_VISION\x10\x05*\x8a\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10NODE_STATE_READY\x10\x01\x12\x1a\n\x16NODE_STATE_ENGINE_DOWN\x10\x02\x12\x17\n\x13NODE_STATE_DRAINING\x10\x03\x12\x16\n\x12NODE_STATE_OFFLINE\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVEDMODEL'].fields_by_name['capabilities']._serialized_options = b'\272H\014\222\001\t\020\020\"\005\202\001\002\020\001'
   _globals['_SERVEDMODEL'].fields_by_name['context_length']._loaded_options = None
   _globals['_SERVEDMODEL'].fields_by_name['context_length']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_SERVEDMODEL'].fields_by_name['base_model']._loaded_options = None
+  _globals['_SERVEDMODEL'].fields_by_name['base_model']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_SERVEDMODEL'].fields_by_name['input_price']._loaded_options = None
+  _globals['_SERVEDMODEL'].fields_by_name['input_price']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\200\204.A)\000\000\000\000\000\000\000\000@\001'
+  _globals['_SERVEDMODEL'].fields_by_name['output_price']._loaded_options = None
+  _globals['_SERVEDMODEL'].fields_by_name['output_price']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\200\204.A)\000\000\000\000\000\000\000\000@\001'
   _globals['_NODELOAD'].fields_by_name['running']._loaded_options = None
   _globals['_NODELOAD'].fields_by_name['running']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_NODELOAD'].fields_by_name['queued']._loaded_options = None
@@ -47,16 +53,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODELOAD'].fields_by_name['kv_use']._serialized_options = b'\272H\026\022\024\031\000\000\000\000\000\000\360?)\000\000\000\000\000\000\000\000@\001'
   _globals['_NODELOAD'].fields_by_name['slots']._loaded_options = None
   _globals['_NODELOAD'].fields_by_name['slots']._serialized_options = b'\272H\004\032\002(\000'
-  _globals['_CAPABILITY']._serialized_start=1011
-  _globals['_CAPABILITY']._serialized_end=1099
-  _globals['_NODESTATE']._serialized_start=1102
-  _globals['_NODESTATE']._serialized_end=1240
+  _globals['_NODELOAD'].fields_by_name['tokens_per_second']._loaded_options = None
+  _globals['_NODELOAD'].fields_by_name['tokens_per_second']._serialized_options = b'\272H\r\022\013)\000\000\000\000\000\000\000\000@\001'
+  _globals['_NODELOAD'].fields_by_name['time_to_first_token']._loaded_options = None
+  _globals['_NODELOAD'].fields_by_name['time_to_first_token']._serialized_options = b'\272H\r\022\013)\000\000\000\000\000\000\000\000@\001'
+  _globals['_NODELOAD'].fields_by_name['kv_capacity_tokens']._loaded_options = None
+  _globals['_NODELOAD'].fields_by_name['kv_capacity_tokens']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_NODELOAD'].fields_by_name['loaded_adapters']._loaded_options = None
+  _globals['_NODELOAD'].fields_by_name['loaded_adapters']._serialized_options = b'\272H\017\222\001\014\020\200\002\"\007r\005\020\001\030\310\001'
+  _globals['_NODELOAD'].fields_by_name['expected_cached_tokens']._loaded_options = None
+  _globals['_NODELOAD'].fields_by_name['expected_cached_tokens']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_NODELOAD'].fields_by_name['cached_tokens']._loaded_options = None
+  _globals['_NODELOAD'].fields_by_name['cached_tokens']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_NODELOAD'].fields_by_name['prompt_tokens']._loaded_options = None
+  _globals['_NODELOAD'].fields_by_name['prompt_tokens']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_NODELOAD'].fields_by_name['engine_generation']._loaded_options = None
+  _globals['_NODELOAD'].fields_by_name['engine_generation']._serialized_options = b'\272H\004\032\002(\000'
+  _globals['_NODE_LABELSENTRY']._loaded_options = None
+  _globals['_NODE_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_CAPABILITY']._serialized_start=1777
+  _globals['_CAPABILITY']._serialized_end=1944
+  _globals['_NODESTATE']._serialized_start=1947
+  _globals['_NODESTATE']._serialized_end=2085
   _globals['_MODEL']._serialized_start=127
   _globals['_MODEL']._serialized_end=304
   _globals['_SERVEDMODEL']._serialized_start=307
-  _globals['_SERVEDMODEL']._serialized_end=487
-  _globals['_NODELOAD']._serialized_start=490
-  _globals['_NODELOAD']._serialized_end=682
-  _globals['_NODE']._serialized_start=685
-  _globals['_NODE']._serialized_end=1009
+  _globals['_SERVEDMODEL']._serialized_end=657
+  _globals['_NODELOAD']._serialized_start=660
+  _globals['_NODELOAD']._serialized_end=1329
+  _globals['_NODE']._serialized_start=1332
+  _globals['_NODE']._serialized_end=1774
+  _globals['_NODE_LABELSENTRY']._serialized_start=1729
+  _globals['_NODE_LABELSENTRY']._serialized_end=1774
 # @@protoc_insertion_point(module_scope)

@@ -32,6 +32,12 @@ class _CapabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Capability
     """Chat and text completions."""
     CAPABILITY_EMBEDDINGS: _Capability.ValueType  # 2
     """Embedding vectors."""
+    CAPABILITY_TOOLS: _Capability.ValueType  # 3
+    """Calls of the caller's functions."""
+    CAPABILITY_STRUCTURED_OUTPUT: _Capability.ValueType  # 4
+    """Answers that keep to a JSON schema."""
+    CAPABILITY_VISION: _Capability.ValueType  # 5
+    """Pictures in messages."""
 
 class Capability(_Capability, metaclass=_CapabilityEnumTypeWrapper):
     """What a model can be asked to do."""
@@ -42,6 +48,12 @@ CAPABILITY_CHAT: Capability.ValueType  # 1
 """Chat and text completions."""
 CAPABILITY_EMBEDDINGS: Capability.ValueType  # 2
 """Embedding vectors."""
+CAPABILITY_TOOLS: Capability.ValueType  # 3
+"""Calls of the caller's functions."""
+CAPABILITY_STRUCTURED_OUTPUT: Capability.ValueType  # 4
+"""Answers that keep to a JSON schema."""
+CAPABILITY_VISION: Capability.ValueType  # 5
+"""Pictures in messages."""
 Global___Capability: _TypeAlias = Capability  # noqa: Y015
 
 class _NodeState:
@@ -129,10 +141,19 @@ class ServedModel(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    BASE_MODEL_FIELD_NUMBER: _builtins.int
+    INPUT_PRICE_FIELD_NUMBER: _builtins.int
+    OUTPUT_PRICE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The model's name in the mesh."""
     context_length: _builtins.int
     """The context in tokens that one request may use; 0 is unknown."""
+    base_model: _builtins.str
+    """The model whose weights this LoRA adapter changes; empty for a model of its own."""
+    input_price: _builtins.float
+    """What a million tokens of the prompt cost on this node, in US dollars; unset is unknown."""
+    output_price: _builtins.float
+    """What a million tokens of the answer cost on this node, in US dollars; unset is unknown."""
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[Global___Capability.ValueType]:
         """What the node's engine can do with it."""
@@ -143,12 +164,22 @@ class ServedModel(_message.Message):
         name: _builtins.str = ...,
         capabilities: _abc.Iterable[Global___Capability.ValueType] | None = ...,
         context_length: _builtins.int = ...,
+        base_model: _builtins.str = ...,
+        input_price: _builtins.float | None = ...,
+        output_price: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_input_price", b"_input_price", "_output_price", b"_output_price", "input_price", b"input_price", "output_price", b"output_price"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "context_length", b"context_length", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_price", b"_input_price", "_output_price", b"_output_price", "base_model", b"base_model", "capabilities", b"capabilities", "context_length", b"context_length", "input_price", b"input_price", "name", b"name", "output_price", b"output_price"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__input_price: _TypeAlias = _typing.Literal["input_price"]  # noqa: Y015
+    _WhichOneofArgType__input_price: _TypeAlias = _typing.Literal["_input_price", b"_input_price"]  # noqa: Y015
+    _WhichOneofReturnType__output_price: _TypeAlias = _typing.Literal["output_price"]  # noqa: Y015
+    _WhichOneofArgType__output_price: _TypeAlias = _typing.Literal["_output_price", b"_output_price"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__input_price) -> _WhichOneofReturnType__input_price | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_price) -> _WhichOneofReturnType__output_price | None: ...
 
 Global___ServedModel: _TypeAlias = ServedModel  # noqa: Y015
 
@@ -162,6 +193,14 @@ class NodeLoad(_message.Message):
     QUEUED_FIELD_NUMBER: _builtins.int
     KV_USE_FIELD_NUMBER: _builtins.int
     SLOTS_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    KV_CAPACITY_TOKENS_FIELD_NUMBER: _builtins.int
+    LOADED_ADAPTERS_FIELD_NUMBER: _builtins.int
+    EXPECTED_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    ENGINE_GENERATION_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """Requests that run in the engine now, or in the node's proxy where the engine does not say."""
     queued: _builtins.int
@@ -170,6 +209,26 @@ class NodeLoad(_message.Message):
     """The share of the key-value cache in use, 0 to 1."""
     slots: _builtins.int
     """Requests that the engine runs at the same time at most."""
+    tokens_per_second: _builtins.float
+    """Tokens that the engine generated per second, over the last few seconds."""
+    time_to_first_token: _builtins.float
+    """Seconds to the first token: a moving average over the node's recent answers."""
+    kv_capacity_tokens: _builtins.int
+    """How many tokens the engine's key-value cache holds."""
+    expected_cached_tokens: _builtins.int
+    """Prompt tokens that routing expected to be in this node's prefix cache, over all answers since
+    the node started whose engine told how many were. Only grows.
+    """
+    cached_tokens: _builtins.int
+    """Prompt tokens that were in the cache, over the same answers. Only grows."""
+    prompt_tokens: _builtins.int
+    """Prompt tokens over the same answers. Only grows."""
+    engine_generation: _builtins.int
+    """Counts the engine's starts as the node sees them: when it changes, the prefix cache is empty."""
+    @_builtins.property
+    def loaded_adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """LoRA adapters that are in the engine's memory now."""
+
     def __init__(
         self,
         *,
@@ -177,27 +236,59 @@ class NodeLoad(_message.Message):
         queued: _builtins.int | None = ...,
         kv_use: _builtins.float | None = ...,
         slots: _builtins.int | None = ...,
+        tokens_per_second: _builtins.float | None = ...,
+        time_to_first_token: _builtins.float | None = ...,
+        kv_capacity_tokens: _builtins.int | None = ...,
+        loaded_adapters: _abc.Iterable[_builtins.str] | None = ...,
+        expected_cached_tokens: _builtins.int | None = ...,
+        cached_tokens: _builtins.int | None = ...,
+        prompt_tokens: _builtins.int | None = ...,
+        engine_generation: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_kv_use", b"_kv_use", "_queued", b"_queued", "_running", b"_running", "_slots", b"_slots", "kv_use", b"kv_use", "queued", b"queued", "running", b"running", "slots", b"slots"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "_expected_cached_tokens", b"_expected_cached_tokens", "_kv_capacity_tokens", b"_kv_capacity_tokens", "_kv_use", b"_kv_use", "_prompt_tokens", b"_prompt_tokens", "_queued", b"_queued", "_running", b"_running", "_slots", b"_slots", "_time_to_first_token", b"_time_to_first_token", "_tokens_per_second", b"_tokens_per_second", "cached_tokens", b"cached_tokens", "expected_cached_tokens", b"expected_cached_tokens", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_use", b"kv_use", "prompt_tokens", b"prompt_tokens", "queued", b"queued", "running", b"running", "slots", b"slots", "time_to_first_token", b"time_to_first_token", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kv_use", b"_kv_use", "_queued", b"_queued", "_running", b"_running", "_slots", b"_slots", "kv_use", b"kv_use", "queued", b"queued", "running", b"running", "slots", b"slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "_expected_cached_tokens", b"_expected_cached_tokens", "_kv_capacity_tokens", b"_kv_capacity_tokens", "_kv_use", b"_kv_use", "_prompt_tokens", b"_prompt_tokens", "_queued", b"_queued", "_running", b"_running", "_slots", b"_slots", "_time_to_first_token", b"_time_to_first_token", "_tokens_per_second", b"_tokens_per_second", "cached_tokens", b"cached_tokens", "engine_generation", b"engine_generation", "expected_cached_tokens", b"expected_cached_tokens", "kv_capacity_tokens", b"kv_capacity_tokens", "kv_use", b"kv_use", "loaded_adapters", b"loaded_adapters", "prompt_tokens", b"prompt_tokens", "queued", b"queued", "running", b"running", "slots", b"slots", "time_to_first_token", b"time_to_first_token", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cached_tokens: _TypeAlias = _typing.Literal["cached_tokens"]  # noqa: Y015
+    _WhichOneofArgType__cached_tokens: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__expected_cached_tokens: _TypeAlias = _typing.Literal["expected_cached_tokens"]  # noqa: Y015
+    _WhichOneofArgType__expected_cached_tokens: _TypeAlias = _typing.Literal["_expected_cached_tokens", b"_expected_cached_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__kv_capacity_tokens: _TypeAlias = _typing.Literal["kv_capacity_tokens"]  # noqa: Y015
+    _WhichOneofArgType__kv_capacity_tokens: _TypeAlias = _typing.Literal["_kv_capacity_tokens", b"_kv_capacity_tokens"]  # noqa: Y015
     _WhichOneofReturnType__kv_use: _TypeAlias = _typing.Literal["kv_use"]  # noqa: Y015
     _WhichOneofArgType__kv_use: _TypeAlias = _typing.Literal["_kv_use", b"_kv_use"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_tokens: _TypeAlias = _typing.Literal["prompt_tokens"]  # noqa: Y015
+    _WhichOneofArgType__prompt_tokens: _TypeAlias = _typing.Literal["_prompt_tokens", b"_prompt_tokens"]  # noqa: Y015
     _WhichOneofReturnType__queued: _TypeAlias = _typing.Literal["queued"]  # noqa: Y015
     _WhichOneofArgType__queued: _TypeAlias = _typing.Literal["_queued", b"_queued"]  # noqa: Y015
     _WhichOneofReturnType__running: _TypeAlias = _typing.Literal["running"]  # noqa: Y015
     _WhichOneofArgType__running: _TypeAlias = _typing.Literal["_running", b"_running"]  # noqa: Y015
     _WhichOneofReturnType__slots: _TypeAlias = _typing.Literal["slots"]  # noqa: Y015
     _WhichOneofArgType__slots: _TypeAlias = _typing.Literal["_slots", b"_slots"]  # noqa: Y015
+    _WhichOneofReturnType__time_to_first_token: _TypeAlias = _typing.Literal["time_to_first_token"]  # noqa: Y015
+    _WhichOneofArgType__time_to_first_token: _TypeAlias = _typing.Literal["_time_to_first_token", b"_time_to_first_token"]  # noqa: Y015
+    _WhichOneofReturnType__tokens_per_second: _TypeAlias = _typing.Literal["tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__tokens_per_second: _TypeAlias = _typing.Literal["_tokens_per_second", b"_tokens_per_second"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_tokens) -> _WhichOneofReturnType__cached_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_cached_tokens) -> _WhichOneofReturnType__expected_cached_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_capacity_tokens) -> _WhichOneofReturnType__kv_capacity_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kv_use) -> _WhichOneofReturnType__kv_use | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_tokens) -> _WhichOneofReturnType__prompt_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__queued) -> _WhichOneofReturnType__queued | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__running) -> _WhichOneofReturnType__running | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__slots) -> _WhichOneofReturnType__slots | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_to_first_token) -> _WhichOneofReturnType__time_to_first_token | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_per_second) -> _WhichOneofReturnType__tokens_per_second | None: ...
 
 Global___NodeLoad: _TypeAlias = NodeLoad  # noqa: Y015
 
@@ -206,6 +297,26 @@ class Node(_message.Message):
     """An inference node: one proxy beside one engine."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
@@ -216,6 +327,8 @@ class Node(_message.Message):
     LOAD_FIELD_NUMBER: _builtins.int
     REPORT_TIME_FIELD_NUMBER: _builtins.int
     JOIN_TIME_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The name that the node joined with. Unique in the mesh. Example: `node-1`."""
     address: _builtins.str
@@ -226,6 +339,8 @@ class Node(_message.Message):
     """The engine's version as it names itself; empty when unknown."""
     state: Global___NodeState.ValueType
     """Where the node is in its life."""
+    tier: _builtins.int
+    """Nodes of a lower tier are preferred; see `JoinNode`."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServedModel]:
         """The models that the node serves."""
@@ -242,6 +357,10 @@ class Node(_message.Message):
     def join_time(self) -> _timestamp_pb2.Timestamp:
         """When the node joined, the last time that it did."""
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the operator says of the node. Example: `zone: rack-1`."""
+
     def __init__(
         self,
         *,
@@ -254,10 +373,12 @@ class Node(_message.Message):
         load: Global___NodeLoad | None = ...,
         report_time: _timestamp_pb2.Timestamp | None = ...,
         join_time: _timestamp_pb2.Timestamp | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        tier: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["join_time", b"join_time", "load", b"load", "report_time", b"report_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "engine", b"engine", "engine_version", b"engine_version", "join_time", b"join_time", "load", b"load", "models", b"models", "node_id", b"node_id", "report_time", b"report_time", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "engine", b"engine", "engine_version", b"engine_version", "join_time", b"join_time", "labels", b"labels", "load", b"load", "models", b"models", "node_id", b"node_id", "report_time", b"report_time", "state", b"state", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
