@@ -38,10 +38,8 @@ MODELS = "x-mesh-models"
 answers with the first of them that it serves."""
 
 EXPECTED_CACHED = "x-mesh-expected-cached"
-"""How much of the prompt routing expects in the node's prefix cache, 0.00 to 1.00; set by routing."""
+"""Which share of the prompt routing expects in the node's prefix cache, 0.00 to 1.00."""
 
 DECISION = "x-mesh-decision"
-"""Routing's decision as JSON, set where the caller sent `x-debug-mode: true`; the node gives it back."""
-
-DEBUG = "x-debug-mode"
-"""`true` where the caller wants to see how the answer came about."""
+"""Routing's decision as JSON, where the caller sent `x-debug-mode: true`; the
+node gives it back."""
