@@ -17,7 +17,7 @@ SERVICE_NAME = "envoy.service.auth.v3.Authorization"
 def add_to_server(decider: Decider, server: grpc.aio.Server) -> None:
     """Serves `Check`. Replies are cached as bytes, so they pass by the message serializer."""
 
-    async def check(request: Any, _: grpc.aio.ServicerContext[Any, bytes]) -> bytes:
+    def check(request: Any, _: object) -> bytes:
         return decider.decide(request)
 
     handler: Any = grpc.unary_unary_rpc_method_handler(check, request_deserializer=_parse)

@@ -15,26 +15,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.kit import logs
+from services.kit.grpc_server import GrpcServer
 from services.kit.settings import ServiceSettings
 
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 24 * 1024 * 1024
 """Above Envoy's limit on request bodies, so that Envoy is the one that refuses, with a 413."""
-
-SERVER_OPTIONS: Sequence[tuple[str, int]] = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # Envoy takes up to 60 KiB of headers from a caller.
-    ("grpc.max_metadata_size", 64 * 1024),
-    ("grpc.absolute_max_metadata_size", 128 * 1024),
-    ("grpc.so_reuseport", 0),
-    # Measuring the bandwidth-delay product costs a ping and its answer for every few messages.
-    ("grpc.http2.bdp_probe", 0),
-    # Envoy and the nodes keep idle connections open on purpose.
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5000),
-)
 
 CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -137,7 +124,7 @@ async def serving(settings: ServiceSettings, app: App) -> AsyncIterator[str]:
     Raises:
         SystemExit: Status 1, when the port is taken.
     """
-    server = grpc.aio.server(options=SERVER_OPTIONS)
+    server = GrpcServer(max_message_bytes=MAX_MESSAGE_BYTES)
     health_state = Health()
     health_pb2_grpc.add_HealthServicer_to_server(health_state.servicer, server)
     await health_state.set_serving(False)

@@ -46,7 +46,7 @@ class ExternalProcessor:
             (grpc.method_handlers_generic_handler(SERVICE_NAME, {"Process": handler}),)
         )
 
-    async def process(self, request: pb.ProcessingRequest, context: object) -> bytes:
+    def process(self, request: pb.ProcessingRequest, context: object) -> bytes:
         """Returns the encoded `ProcessingResponse`."""
         model, rest = _read(request)
         # Without a model there is nothing to choose by, and before the first view nothing to

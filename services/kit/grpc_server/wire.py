@@ -1,0 +1,216 @@
+"""HTTP/2 on the wire: RFC 9113's frames, and header blocks in RFC 7541's plainest form."""
+
+import base64
+import binascii
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jh2 import _hazmat
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+DATA = 0x0
+HEADERS = 0x1
+PRIORITY = 0x2
+RST_STREAM = 0x3
+SETTINGS = 0x4
+PUSH_PROMISE = 0x5
+PING = 0x6
+GOAWAY = 0x7
+WINDOW_UPDATE = 0x8
+CONTINUATION = 0x9
+
+END_STREAM = 0x1
+ACK = 0x1
+END_HEADERS = 0x4
+PADDED = 0x8
+PRIORITIZED = 0x20
+
+NO_ERROR = 0x0
+PROTOCOL_ERROR = 0x1
+INTERNAL_ERROR = 0x2
+FLOW_CONTROL_ERROR = 0x3
+FRAME_SIZE_ERROR = 0x6
+REFUSED_STREAM = 0x7
+CANCEL = 0x8
+COMPRESSION_ERROR = 0x9
+ENHANCE_YOUR_CALM = 0xB
+
+SETTINGS_MAX_CONCURRENT_STREAMS = 0x3
+SETTINGS_INITIAL_WINDOW_SIZE = 0x4
+SETTINGS_MAX_FRAME_SIZE = 0x5
+SETTINGS_MAX_HEADER_LIST_SIZE = 0x6
+
+DEFAULT_WINDOW = 65_535
+MAX_WINDOW = 2**31 - 1
+FRAME_HEAD_BYTES = 9
+MAX_FRAME_BYTES = 16_384
+"""The largest frame that either side sends: HTTP/2's default, which Envoy keeps."""
+
+FRAME_HEAD = struct.Struct(">BHBBI")
+_MESSAGE_HEAD = struct.Struct(">?I")
+_SETTING = struct.Struct(">HI")
+_NUMBER = struct.Struct(">I")
+
+Header = tuple[str, str | bytes]
+
+
+class ProtocolError(Exception):
+    """The peer broke HTTP/2; the connection ends.
+
+    Args:
+        code: RFC 9113's error code.
+        message: What was wrong.
+    """
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def frame(kind: int, flags: int, stream_id: int, payload: bytes) -> bytes:
+    """Returns a frame."""
+    size = len(payload)
+    return FRAME_HEAD.pack(size >> 16, size & 0xFFFF, kind, flags, stream_id) + payload
+
+
+def data_frame(stream_id: int, message: bytes) -> bytes:
+    """Returns the frame with one gRPC message that fits into it."""
+    size = len(message) + 5
+    return b"%b%b%b" % (
+        FRAME_HEAD.pack(size >> 16, size & 0xFFFF, DATA, 0, stream_id),
+        _MESSAGE_HEAD.pack(False, len(message)),
+        message,
+    )
+
+
+def framed(message: bytes) -> bytes:
+    """Returns a gRPC message with its length before it."""
+    return _MESSAGE_HEAD.pack(False, len(message)) + message
+
+
+def headers_frame(stream_id: int, block: bytes, flags: int = 0) -> bytes:
+    """Returns the frame, or frames, with a whole header block."""
+    if len(block) <= MAX_FRAME_BYTES:
+        return frame(HEADERS, END_HEADERS | flags, stream_id, block)
+    pieces = [block[i : i + MAX_FRAME_BYTES] for i in range(0, len(block), MAX_FRAME_BYTES)]
+    return b"".join(
+        (
+            frame(HEADERS, flags, stream_id, pieces[0]),
+            *(frame(CONTINUATION, 0, stream_id, piece) for piece in pieces[1:-1]),
+            frame(CONTINUATION, END_HEADERS, stream_id, pieces[-1]),
+        )
+    )
+
+
+def settings_frame(settings: Iterable[tuple[int, int]]) -> bytes:
+    """Returns the frame with our settings."""
+    return frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*each) for each in settings))
+
+
+def read_settings(payload: bytes) -> Iterable[tuple[int, int]]:
+    """Returns the settings in a frame.
+
+    Raises:
+        ProtocolError: It is not a list of settings.
+    """
+    if len(payload) % _SETTING.size:
+        raise ProtocolError(FRAME_SIZE_ERROR, "a SETTINGS frame is cut off")
+    return _SETTING.iter_unpack(payload)
+
+
+def reset_frame(stream_id: int, code: int) -> bytes:
+    """Returns the frame that ends a stream."""
+    return frame(RST_STREAM, 0, stream_id, _NUMBER.pack(code))
+
+
+def window_frame(stream_id: int, increment: int) -> bytes:
+    """Returns the frame that lets the peer send more."""
+    return frame(WINDOW_UPDATE, 0, stream_id, _NUMBER.pack(increment))
+
+
+def goaway_frame(last_stream_id: int, code: int) -> bytes:
+    """Returns the frame after which the peer opens no stream here."""
+    return frame(GOAWAY, 0, 0, _NUMBER.pack(last_stream_id) + _NUMBER.pack(code))
+
+
+def number(payload: bytes) -> int:
+    """Returns the number that a frame consists of.
+
+    Raises:
+        ProtocolError: It is not four bytes.
+    """
+    if len(payload) != 4:
+        raise ProtocolError(FRAME_SIZE_ERROR, "a frame of one number has another size")
+    return int(_NUMBER.unpack(payload)[0])
+
+
+def header_block(headers: Iterable[Header]) -> bytes:
+    """Returns headers as literals that touch no table, so that a block can be kept and sent again.
+
+    Values of names that end in `-bin` are bytes, and go out in base64 as gRPC has it.
+    """
+    return b"".join(_literal(name, value) for name, value in headers)
+
+
+def _literal(name: str, value: str | bytes) -> bytes:
+    key = name.encode("ascii")
+    if isinstance(value, bytes):
+        text = base64.b64encode(value).rstrip(b"=") if name.endswith("-bin") else value
+    else:
+        text = value.encode("latin-1")
+    return b"\0" + _length(len(key)) + key + _length(len(text)) + text
+
+
+def _length(value: int) -> bytes:
+    if value < 127:
+        return bytes((value,))
+    out = bytearray((127,))
+    value -= 127
+    while value >= 128:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class HeaderDecoder:
+    """Reads the header blocks of one connection, in the order in which they come.
+
+    Args:
+        max_bytes: The most that one block may hold once it is decoded.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._decode = _hazmat.Decoder(max_bytes).decode
+
+    def decode(self, block: bytes) -> Sequence[tuple[bytes, bytes, bool]]:
+        """Returns names and values.
+
+        Raises:
+            ProtocolError: The block cannot be decoded.
+        """
+        try:
+            # Only bytes come where the third parameter says so; str would fail on bytes over 127.
+            decoded: Any = self._decode(block, True)
+        except (_hazmat.HPACKError, _hazmat.OversizedHeaderListError) as error:
+            raise ProtocolError(COMPRESSION_ERROR, str(error)) from None
+        except BaseException as error:
+            # Some blocks that are cut off make the decoder panic, which is no `Exception`.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ProtocolError(COMPRESSION_ERROR, "the headers cannot be decoded") from None
+        return decoded  # type: ignore[no-any-return]
+
+
+def binary_value(value: str) -> bytes:
+    """Returns what a header that ends in `-bin` stands for.
+
+    Raises:
+        ValueError: It is not base64.
+    """
+    try:
+        return base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
+    except binascii.Error as error:
+        raise ValueError(str(error)) from None
