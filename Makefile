@@ -61,6 +61,14 @@ test: .venv/.installed-dev node_modules/.installed ## Runs all tests, the whole 
 bench: .venv/.installed-dev ## Measures what the mesh adds to an engine (needs wrk); a few minutes.
 	$(BIN)/python tests/bench/bench.py
 
+.PHONY: bench-routing
+bench-routing: .venv/.installed-dev ## Compares routing policies where prompts share prefixes; a quarter of an hour.
+	$(BIN)/python tests/bench/bench_routing.py
+
+.PHONY: bench-decisions
+bench-decisions: .venv/.installed-dev ## Measures what one routing decision costs; a minute.
+	$(BIN)/python tests/bench/decisions.py
+
 .PHONY: clean
 clean: ## Removes what these targets have made here; models stay in the user's cache folder.
 	rm -rf .venv node_modules .infermesh bench-results

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 import grpc
 
 from infermesh.access.v1 import access_pb2
-from infermesh.auth.v1 import key_service_pb2_grpc
+from infermesh.auth.v1 import join_token_service_pb2_grpc, key_service_pb2_grpc
 from services.auth import access, check, contracts
 from services.auth.decision import Decider
 from services.auth.follower import Follower
@@ -16,7 +16,9 @@ from services.auth.keyring import Keyring
 from services.auth.keys import Keys
 from services.auth.postgres_store import PostgresKeyStore, metadata
 from services.auth.servicer import KeyServicer
+from services.auth.servicer_tokens import JoinTokenServicer
 from services.auth.settings import AuthSettings
+from services.auth.tokens import Tokens
 from services.kit.database import create_tables, make_engine
 from services.kit.guard import guarded
 from services.kit.server import App, Health
@@ -47,6 +49,9 @@ def make_app(settings: AuthSettings) -> App:
             check.add_to_server(decider, server)
             key_service_pb2_grpc.add_KeyServiceServicer_to_server(
                 KeyServicer(keys), guarded(server)
+            )
+            join_token_service_pb2_grpc.add_JoinTokenServiceServicer_to_server(
+                JoinTokenServicer(Tokens(keys)), guarded(server)
             )
             log.info("keys loaded", extra={"keys": len(ring)})
             # Envoy sends reflection here, so that this reflection describes the whole mesh.

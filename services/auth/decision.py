@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from services.auth import errors, replies
+from services.auth import audit, errors, replies
 from services.auth.access import ROLE_NAMES, Access, ModelNames
 from services.auth.keyring import Keyring
 from services.kit.errors import MeshError
@@ -43,6 +43,7 @@ class Decider:
         self._ring = ring
         self._table = table
         self._model_names = model_names
+        self._audit = audit.JoinAudit()
         self._no_access = Access(0, names_model=False)
         # A reply depends on its arguments alone: a revoked key's stays, and is never asked for.
         self._allow = functools.lru_cache(_CACHED_REPLIES)(self._make_allow)
@@ -64,11 +65,13 @@ class Decider:
         headers = http.headers
 
         secret = _find_secret(headers)
-        if secret is None:
-            return self._deny_missing_key[_is_grpc(headers)]
-        grant = self._ring.find(secret)
+        grant = None if secret is None else self._ring.find(secret)
         if grant is None:
-            return self._deny_invalid_key[_is_grpc(headers)]
+            if http.path in audit.PATHS:
+                error = errors.missing_api_key() if secret is None else errors.invalid_api_key()
+                self._audit.refused(attributes, secret, error)
+            denials = self._deny_missing_key if secret is None else self._deny_invalid_key
+            return denials[_is_grpc(headers)]
 
         role = ROLE_NAMES[grant.role]
         try:
@@ -83,6 +86,8 @@ class Decider:
                 model = _typed_model(metadata) if _is_grpc(headers) else _rest_model(metadata)
             return self._allow(grant.key_id, grant.tenant, role, model)
         except MeshError as error:
+            if http.path in audit.PATHS:
+                self._audit.refused(attributes, secret, error)
             return replies.deny(error, for_grpc=_is_grpc(headers))
 
     def _make_allow(self, key_id: str, tenant: str, role: str, model: str) -> bytes:

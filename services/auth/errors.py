@@ -13,6 +13,23 @@ def key_not_found(key_id: str) -> MeshError:
     )
 
 
+def token_not_found(token_id: str) -> MeshError:
+    """No join token has this id."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_NOT_FOUND,
+        f"There is no join token `{token_id}`.",
+        metadata={"token_id": token_id},
+    )
+
+
+def token_spent(max_uses: int) -> MeshError:
+    """As many nodes as may have joined with the token."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_FAILED_PRECONDITION,
+        f"The join token is used up: {max_uses} nodes joined with it. Ask for a new one.",
+    )
+
+
 def last_admin_key(key_id: str) -> MeshError:
     """Without this key nobody could administer the mesh."""
     return MeshError(

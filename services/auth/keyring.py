@@ -1,7 +1,8 @@
 """All valid keys in memory, where every call is decided."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from services.auth import secret as secrets
 from services.auth.store import Key
@@ -10,23 +11,29 @@ from services.auth.store import Key
 class Grant:
     """What a valid key stands for. A hundred thousand of them are kept, hence the slots."""
 
-    __slots__ = ("key_id", "role", "tenant")
+    __slots__ = ("expires_s", "key_id", "role", "tenant")
 
-    def __init__(self, key_id: str, tenant: str, role: int) -> None:
+    def __init__(self, key_id: str, tenant: str, role: int, expires_s: float | None) -> None:
         self.key_id = key_id
         self.tenant = tenant
         self.role = role
+        self.expires_s = expires_s
 
 
 class Keyring:
     """Finds the grant of a secret without asking the store.
+
+    Args:
+        hash_secret: Keys the hashes.
+        clock: The time in seconds since 1970.
 
     Attributes:
         changing: Held from the reading of the store to the change of the ring that follows, so
             that what was read earlier never takes the place of what was read later.
     """
 
-    def __init__(self, hash_secret: bytes) -> None:
+    def __init__(self, hash_secret: bytes, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self.changing = asyncio.Lock()
         self._hasher = secrets.Hasher(hash_secret)
         self._grants: dict[bytes, Grant] = {}
@@ -43,7 +50,11 @@ class Keyring:
         """Returns the grant of a secret, or None where no valid key has it."""
         if len(secret) != secrets.LENGTH:
             return None
-        return self._grants.get(self._hasher.digest(secret))
+        grant = self._grants.get(self._hasher.digest(secret))
+        # Most keys do not expire: they cost no look at the clock.
+        if grant is None or grant.expires_s is None or self._clock() < grant.expires_s:
+            return grant
+        return None
 
     def apply(self, keys: Iterable[Key]) -> None:
         """Brings in keys that were made, changed or revoked."""
@@ -69,4 +80,5 @@ class Keyring:
 
 
 def _grant(key: Key) -> Grant:
-    return Grant(key.key_id, key.tenant, key.role)
+    expires_s = None if key.expire_time is None else key.expire_time.timestamp()
+    return Grant(key.key_id, key.tenant, key.role, expires_s)

@@ -43,15 +43,32 @@ class Keys:
     async def create(self, display_name: str, role: int, tenant: str) -> tuple[Key, str]:
         """Returns a new key and its secret, which is kept nowhere."""
         plain = secret.make()
-        key = self._make(secret.make_key_id(), plain, display_name, role, tenant)
+        key = self.make(secret.make_key_id(), plain, display_name, role, tenant)
+        await self.add(key)
+        return key, plain
+
+    async def add(self, key: Key) -> None:
+        """Adds a key that `make` made."""
         async with self._ring.changing:
             await self._store.add(key)
             self._ring.apply([key])
-        return key, plain
 
     async def ensure(self, key_id: str, plain: str, display_name: str, role: int) -> bool:
         """Makes sure that a key of this id has this secret; says whether anything changed."""
-        return await self._store.put(self._make(key_id, plain, display_name, role, ""))
+        return await self._store.put(self.make(key_id, plain, display_name, role, ""))
+
+    async def exchange(self, token_id: str, display_name: str) -> tuple[Key, str]:
+        """Returns a new node's key, and its secret, for a use of a join token.
+
+        Raises:
+            MeshError: `FAILED_PRECONDITION` or `INVALID_API_KEY`, as `KeyStore.redeem` says.
+        """
+        plain = secret.make()
+        key = self.make(secret.make_key_id(), plain, display_name, access_pb2.ROLE_NODE, "")
+        async with self._ring.changing:
+            await self._store.redeem(token_id, key, self._now())
+            self._ring.apply([key])
+        return key, plain
 
     async def get(self, key_id: str) -> Key:
         """Returns a key.
@@ -63,6 +80,10 @@ class Keys:
         if not found:
             raise errors.key_not_found(key_id)
         return found[0]
+
+    async def latest(self, role: int, size: int) -> Sequence[Key]:
+        """Returns the latest keys of a role, newest first."""
+        return await self._store.page(size, None, role)
 
     async def list_page(self, size: int, token: str) -> tuple[Sequence[Key], str]:
         """Returns the next keys, newest first, and the token of the page after them.
@@ -87,7 +108,8 @@ class Keys:
             self._ring.apply([key])
         return key
 
-    def _make(self, key_id: str, plain: str, display_name: str, role: int, tenant: str) -> Key:
+    def make(self, key_id: str, plain: str, display_name: str, role: int, tenant: str) -> Key:
+        """Returns a key with this secret, which is nowhere yet."""
         return Key(
             key_id=key_id,
             display_name=display_name,

@@ -7,6 +7,7 @@ from datetime import datetime
 from infermesh.access.v1 import access_pb2
 from services.auth import errors
 from services.auth.store import Key, Position
+from services.auth.token_use import use
 
 
 class MemoryKeyStore:
@@ -38,9 +39,12 @@ class MemoryKeyStore:
         """See `KeyStore`."""
         return [self._keys[key_id] for key_id in key_ids if key_id in self._keys]
 
-    async def page(self, size: int, after: Position | None) -> Sequence[Key]:
+    async def page(
+        self, size: int, after: Position | None, role: int | None = None
+    ) -> Sequence[Key]:
         """See `KeyStore`."""
-        keys = sorted(self._rows(), key=lambda k: (k.create_time, k.key_id), reverse=True)
+        rows = [key for key in self._rows() if role is None or key.role == role]
+        keys = sorted(rows, key=lambda k: (k.create_time, k.key_id), reverse=True)
         if after:
             end = (after.create_time, after.key_id)
             keys = [k for k in keys if (k.create_time, k.key_id) < end]
@@ -49,6 +53,13 @@ class MemoryKeyStore:
     async def all(self) -> AsyncIterator[Sequence[Key]]:
         """See `KeyStore`."""
         yield [key for key in self._rows() if key.revoke_time is None]
+
+    async def redeem(self, token_id: str, key: Key, now: datetime) -> Key:
+        """See `KeyStore`."""
+        used = use(self._keys.get(token_id), now)
+        await self.add(key)
+        self._write(used)
+        return used
 
     async def revoke(self, key_id: str, now: datetime) -> Key:
         """See `KeyStore`."""

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from infermesh.access.v1 import access_pb2
 from services.auth import errors
 from services.auth.store import Key, Position
+from services.auth.token_use import use
 from services.kit.database import transaction
 
 CHANNEL = "infermesh_auth_keys"
@@ -31,6 +32,9 @@ _keys = sa.Table(
     sa.Column("secret_hash", sa.LargeBinary, nullable=False, unique=True),
     sa.Column("create_time", sa.DateTime(timezone=True), nullable=False),
     sa.Column("revoke_time", sa.DateTime(timezone=True)),
+    sa.Column("expire_time", sa.DateTime(timezone=True)),
+    sa.Column("max_uses", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("use_count", sa.Integer, nullable=False, server_default="0"),
     sa.Index("api_keys_by_create_time", sa.text("create_time DESC"), sa.text("key_id DESC")),
 )
 
@@ -69,9 +73,13 @@ class PostgresKeyStore:
         async with transaction(self._engine) as connection:
             return [Key(*row) for row in await connection.execute(query)]
 
-    async def page(self, size: int, after: Position | None) -> Sequence[Key]:
+    async def page(
+        self, size: int, after: Position | None, role: int | None = None
+    ) -> Sequence[Key]:
         """See `KeyStore`."""
         query = sa.select(*_COLUMNS)
+        if role is not None:
+            query = query.where(_keys.c.role == role)
         if after:
             place = sa.tuple_(_keys.c.create_time, _keys.c.key_id)
             query = query.where(place < sa.tuple_(after.create_time, after.key_id))
@@ -81,7 +89,8 @@ class PostgresKeyStore:
 
     async def all(self) -> AsyncIterator[Sequence[Key]]:
         """See `KeyStore`. A batch is a transaction; who reads it listens to changes meanwhile."""
-        query = sa.select(*_COLUMNS).where(_keys.c.revoke_time.is_(None))
+        is_current = sa.or_(_keys.c.expire_time.is_(None), _keys.c.expire_time > sa.func.now())
+        query = sa.select(*_COLUMNS).where(_keys.c.revoke_time.is_(None), is_current)
         query = query.order_by(_keys.c.key_id).limit(_BATCH)
         last = ""
         while True:
@@ -91,6 +100,23 @@ class PostgresKeyStore:
             if len(rows) < _BATCH:
                 return
             last = rows[-1].key_id
+
+    async def redeem(self, token_id: str, key: Key, now: datetime) -> Key:
+        """See `KeyStore`."""
+        async with transaction(self._engine) as connection:
+            # Locked, so that two at once do not both take the last use.
+            row = (
+                await connection.execute(
+                    sa.select(*_COLUMNS).where(_keys.c.key_id == token_id).with_for_update()
+                )
+            ).first()
+            used = use(Key(*row) if row else None, now)
+            await connection.execute(
+                sa.update(_keys).where(_keys.c.key_id == token_id).values(use_count=used.use_count)
+            )
+            await connection.execute(sa.insert(_keys).values(_values(key)))
+            await _notify(connection, key.key_id)
+        return used
 
     async def revoke(self, key_id: str, now: datetime) -> Key:
         """See `KeyStore`."""

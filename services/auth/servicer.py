@@ -27,7 +27,7 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     ) -> key_service_pb2.CreateKeyResponse:
         """Creates a key; the log names it, never its secret."""
         key, secret = await self._keys.create(request.display_name, request.role, request.tenant)
-        log.info("key created", extra=_audit(key, context))
+        log.info("key created", extra=audit_fields(key, context))
         return key_service_pb2.CreateKeyResponse(key=_to_proto(key), secret=secret)
 
     async def GetKey(
@@ -50,17 +50,22 @@ class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     ) -> key_service_pb2.Key:
         """Revokes a key."""
         key = await self._keys.revoke(request.key_id)
-        log.info("key revoked", extra=_audit(key, context))
+        log.info("key revoked", extra=audit_fields(key, context))
         return _to_proto(key)
 
 
-def _audit(key: Key, context: _Context) -> dict[str, str]:
-    caller = dict(context.invocation_metadata() or ()).get(headers.KEY_ID, "")
+def caller_key_id(context: _Context) -> str:
+    """Returns the id of the key with which a call came; empty for a call from inside the mesh."""
+    return str(dict(context.invocation_metadata() or ()).get(headers.KEY_ID, ""))
+
+
+def audit_fields(key: Key, context: _Context) -> dict[str, str]:
+    """Returns what the log says of a change of a key."""
     return {
         "key_id": key.key_id,
         "role": ROLE_NAMES[key.role],
         "tenant": key.tenant,
-        "by_key_id": str(caller),
+        "by_key_id": caller_key_id(context),
     }
 
 
@@ -75,4 +80,6 @@ def _to_proto(key: Key) -> key_service_pb2.Key:
     message.create_time.FromDatetime(key.create_time)
     if key.revoke_time is not None:
         message.revoke_time.FromDatetime(key.revoke_time)
+    if key.expire_time is not None:
+        message.expire_time.FromDatetime(key.expire_time)
     return message

@@ -13,7 +13,10 @@ class Key:
     Attributes:
         role: A number of `infermesh.access.v1.Role`.
         create_time: Aware, in UTC.
-        revoke_time: Aware, in UTC; None while the key is valid.
+        revoke_time: Aware, in UTC; None while nobody revoked it.
+        expire_time: Aware, in UTC; None for a key that does not expire.
+        max_uses: For a join token: how many nodes may join with it; 0 is any number.
+        use_count: For a join token: how many nodes got a key for it.
     """
 
     key_id: str
@@ -24,6 +27,9 @@ class Key:
     secret_hash: bytes
     create_time: datetime
     revoke_time: datetime | None = None
+    expire_time: datetime | None = None
+    max_uses: int = 0
+    use_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +61,30 @@ class KeyStore(Protocol):
     async def get(self, key_ids: Iterable[str]) -> Sequence[Key]:
         """Returns those of the keys that exist, in any order."""
 
-    async def page(self, size: int, after: Position | None) -> Sequence[Key]:
-        """Returns the next keys after a position, newest first, revoked ones included."""
+    async def page(
+        self, size: int, after: Position | None, role: int | None = None
+    ) -> Sequence[Key]:
+        """Returns the next keys after a position, newest first, revoked ones included.
+
+        Args:
+            size: The most keys to return.
+            after: Where the page before ended.
+            role: Only keys of this role; None for all.
+        """
 
     def all(self) -> AsyncIterator[Sequence[Key]]:
-        """Yields all valid keys, in batches, in any order."""
+        """Yields all valid keys, in batches, in any order; expired ones may be among them."""
+
+    async def redeem(self, token_id: str, key: Key, now: datetime) -> Key:
+        """Counts a use of a join token and adds the key that a node gets for it, or does neither.
+
+        Returns:
+            The token.
+
+        Raises:
+            MeshError: `FAILED_PRECONDITION` when the token has no uses left; `INVALID_API_KEY` when
+                it is expired, revoked or gone.
+        """
 
     async def revoke(self, key_id: str, now: datetime) -> Key:
         """Revokes a key; changes nothing on one that is revoked.

@@ -6,7 +6,7 @@ from typing import cast
 
 import grpc
 
-from infermesh.auth.v1 import key_service_pb2_grpc
+from infermesh.auth.v1 import join_token_service_pb2_grpc, key_service_pb2_grpc
 from infermesh.inference.v1 import inference_service_pb2_grpc
 from infermesh.metrics.v1 import metrics_service_pb2_grpc
 from infermesh.registry.v1 import model_service_pb2_grpc, node_service_pb2_grpc
@@ -22,6 +22,7 @@ class Mesh:
     def __init__(self, channel: grpc.Channel, key: str) -> None:
         self.metadata: tuple[tuple[str, str | bytes], ...] = (("authorization", f"Bearer {key}"),)
         self.keys = key_service_pb2_grpc.KeyServiceStub(channel)
+        self.tokens = join_token_service_pb2_grpc.JoinTokenServiceStub(channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(channel)
         self.nodes = node_service_pb2_grpc.NodeServiceStub(channel)
         self.health = metrics_service_pb2_grpc.MetricsServiceStub(channel)

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.cli.part import tied_to_us
+from services.kit.processes import tied_to_us
 
 _POLL_S = 0.1
 

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.kit.processes import tied_to_us
+
 NOBODY = 65534
 """The user and group that a part with `as_user` runs as when we are root."""
 
@@ -75,20 +77,6 @@ async def spawn(part: Part) -> asyncio.subprocess.Process:
             start_new_session=True,
             cwd=part.cwd,
         )
-
-
-def tied_to_us(death_signal: signal.Signals) -> list[str]:
-    """Returns the command prefix by which the kernel sends the program a signal when we die.
-
-    A function that runs in the child between fork and exec could do the same, but forking this
-    process, in which gRPC has threads, is not safe; without such a function Python does not fork.
-    """
-    return [
-        "setpriv",
-        f"--pdeathsig={death_signal.name.removeprefix('SIG')}",
-        # We may have died before the tie held.
-        *("sh", "-c", 'test "$PPID" = "$0" && exec "$@"', str(os.getpid())),
-    ]
 
 
 def as_nobody() -> list[str]:

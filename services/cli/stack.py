@@ -111,7 +111,15 @@ class _Stack:
                 after_database,
             ),
             self._service("registry", _REGISTRY, {"DATABASE_URL": database_url}, after_database),
-            self._service("routing", _ROUTING, {"REGISTRY_ADDRESS": self._at(_REGISTRY)}),
+            self._service(
+                "routing",
+                _ROUTING,
+                {
+                    "REGISTRY_ADDRESS": self._at(_REGISTRY),
+                    "DATABASE_URL": database_url,
+                    "REDIS_URL": redis.url,
+                },
+            ),
             self._service(
                 "metrics",
                 _METRICS,

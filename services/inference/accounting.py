@@ -4,7 +4,9 @@ import time
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
+from infermesh.errors.v1 import errors_pb2
 from infermesh.metrics.v1 import usage_service_pb2 as usage_pb2
+from services.inference.answers import Answers
 from services.inference.engines.dialect import Tokens
 from services.kit.caller import Caller
 from services.kit.errors import MeshError
@@ -23,12 +25,34 @@ class Account:
     Args:
         spool: Where it goes; None for a call that is not accounted.
         event: What is known at the start.
+        began_ns: When the call came, on the monotonic clock.
+        waited_ns: How long it waited for the engine to have room.
+        answers: Where the node keeps how its answers went.
+        expected_cached: Which share of the prompt routing expected in the cache; None is unknown.
+
+    Attributes:
+        began_ns: When the call came.
+        waited_ns: How long it waited for the engine to have room.
+        tokens: What the answer took, once it is complete.
     """
 
-    def __init__(self, spool: Spool | None, event: usage_pb2.UsageEvent | None) -> None:
+    def __init__(
+        self,
+        spool: Spool | None,
+        event: usage_pb2.UsageEvent | None,
+        *,
+        began_ns: int,
+        waited_ns: int,
+        answers: Answers,
+        expected_cached: float | None,
+    ) -> None:
         self._spool = spool
         self._event = event
-        self._began = time.monotonic_ns()
+        self.began_ns = began_ns
+        self.waited_ns = waited_ns
+        self.tokens = Tokens()
+        self._answers = answers
+        self._expected_cached = expected_cached
         self._first_content: int | None = None
         if spool is not None and event is not None:
             spool.begin(event)
@@ -40,6 +64,13 @@ class Account:
 
     def succeed(self, tokens: Tokens) -> None:
         """Records an answer in full."""
+        self.tokens = tokens
+        first = self._first_content
+        self._answers.note(
+            tokens,
+            time_to_first_token_s=None if first is None else (first - self.began_ns) / 1e9,
+            expected_share=self._expected_cached,
+        )
         self._finish(usage_pb2.OUTCOME_OK, tokens)
 
     def cancel(self) -> None:
@@ -51,7 +82,11 @@ class Account:
 
     def fail(self, error: BaseException) -> None:
         """Records a failure. Does nothing when the end is recorded already."""
-        is_fault_of_caller = isinstance(error, MeshError) and error.http_status < 500
+        is_fault_of_caller = (
+            isinstance(error, MeshError)
+            and error.http_status < 500
+            and error.reason != errors_pb2.ERROR_REASON_OVERLOADED
+        )
         outcome = usage_pb2.OUTCOME_REJECTED if is_fault_of_caller else usage_pb2.OUTCOME_FAILED
         self._finish(outcome, Tokens())
 
@@ -68,8 +103,8 @@ class Account:
         if tokens.cached is not None:
             event.cached_tokens = tokens.cached
         if self._first_content is not None:
-            event.time_to_first_token.CopyFrom(_duration(self._first_content - self._began))
-        event.duration.CopyFrom(_duration(time.monotonic_ns() - self._began))
+            event.time_to_first_token.CopyFrom(_duration(self._first_content - self.began_ns))
+        event.duration.CopyFrom(_duration(time.monotonic_ns() - self.began_ns))
         self._spool.finish(event)
 
 
@@ -79,17 +114,45 @@ class Ledger:
     Args:
         spool: Where usage goes.
         node_id: The node that answers.
+        answers: Where the node keeps how its answers went.
     """
 
-    def __init__(self, spool: Spool, node_id: str) -> None:
+    def __init__(self, spool: Spool, node_id: str, answers: Answers) -> None:
         self._spool = spool
         self._node_id = node_id
+        self._answers = answers
 
-    def open(self, caller: Caller, *, operation: str, model: str, is_stream: bool) -> Account:
-        """Notes that a call is about to go to the engine."""
+    def open(
+        self,
+        caller: Caller,
+        *,
+        operation: str,
+        model: str,
+        is_stream: bool,
+        began_ns: int,
+        waited_ns: int,
+    ) -> Account:
+        """Notes that a call is about to go to the engine.
+
+        Args:
+            caller: Who asks.
+            operation: `chat`, `completion` or `embedding`.
+            model: The model that answers.
+            is_stream: Whether the caller asked for a stream.
+            began_ns: When the call came, on the monotonic clock.
+            waited_ns: How long it waited for the engine to have room.
+        """
         if not caller.key_id:
-            return Account(None, None)
-        now = time.time_ns()
+            return Account(
+                None,
+                None,
+                began_ns=began_ns,
+                waited_ns=waited_ns,
+                answers=self._answers,
+                expected_cached=caller.expected_cached,
+            )
+        # When the call came, not when the engine had room for it.
+        now = time.time_ns() - (time.monotonic_ns() - began_ns)
         event = usage_pb2.UsageEvent(
             request_id=caller.request_id,
             attempt=caller.attempt,
@@ -103,7 +166,14 @@ class Ledger:
                 seconds=now // 1_000_000_000, nanos=now % 1_000_000_000
             ),
         )
-        return Account(self._spool, event)
+        return Account(
+            self._spool,
+            event,
+            began_ns=began_ns,
+            waited_ns=waited_ns,
+            answers=self._answers,
+            expected_cached=caller.expected_cached,
+        )
 
 
 def _duration(nanoseconds: int) -> duration_pb2.Duration:

@@ -6,9 +6,11 @@ import logging
 import grpc
 
 from infermesh.registry.v1 import node_service_pb2 as pb
-from infermesh.registry.v1 import node_service_pb2_grpc, resources_pb2
+from infermesh.registry.v1 import node_service_pb2_grpc
+from services.inference.commands import Commands
 from services.inference.engine_watch import EngineWatch
-from services.inference.engines.dialect import EngineModel, Load
+from services.inference.identity import Identity
+from services.inference.reports import NodeFacts, join_of, node_load, update_of
 from services.inference.state import EngineState
 from services.kit.server import Health
 
@@ -20,6 +22,16 @@ _FIRST_BACKOFF_S = 0.2
 # Well under a lease, so that a mesh that is back has its nodes before they count as gone.
 _MAX_BACKOFF_S = 1.0
 _REPLACED_BACKOFF_S = 5.0
+# What is refused now is refused a moment later too.
+_REFUSED_BACKOFF_S = 2.0
+_REFUSALS = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+    }
+)
 _GOODBYE_S = 1.0
 
 _Call = grpc.aio.StreamStreamCall[pb.AttachNodeRequest, pb.AttachNodeResponse]
@@ -31,11 +43,11 @@ class NodeAgent:
     Args:
         stub: The registry, by way of the mesh's front door.
         credentials: Metadata that lets the node in.
-        node_id: The node's name.
-        address: Where Envoy reaches it.
-        dialect: The engine's dialect.
+        facts: What the operator says of the node.
         state: What is known of the engine.
         health: The process's health, which is the engine's.
+        identity: Shows at the node's address that it is the one that joins.
+        commands: What operators have the node do.
     """
 
     def __init__(
@@ -43,29 +55,32 @@ class NodeAgent:
         stub: "node_service_pb2_grpc.NodeServiceAsyncStub",
         credentials: tuple[tuple[str, str], ...],
         *,
-        node_id: str,
-        address: str,
-        dialect: str,
+        facts: NodeFacts,
         state: EngineState,
         health: Health,
+        identity: Identity,
+        commands: Commands,
     ) -> None:
         self._stub = stub
         self._credentials = credentials
-        self._node_id = node_id
-        self._address = address
-        self._dialect = dialect
+        self._facts = facts
         self._state = state
         self._health = health
+        self._identity = identity
+        self._commands = commands
         self._is_drained = False
         self._is_joined = False
         self._is_leaving = False
+        self._is_report_due = False
         self._due = asyncio.Event()
         self._left = asyncio.Event()
         self._has_joined = False
+        commands.on_progress(self._due.set)
 
     async def note_probe(self) -> None:
         """Takes in what a probe found: the process's health at once, the next report soon."""
         await self._health.set_ready(self._state.is_up)
+        self._is_report_due = True
         self._due.set()
 
     async def run(self, watch: EngineWatch) -> None:
@@ -75,11 +90,12 @@ class NodeAgent:
         try:
             await watch.described.wait()
             while not self._is_leaving:
-                self._has_joined = is_replaced = False
+                self._has_joined = False
+                wait_s = 0.0
                 try:
                     await self._attach(watch)
                 except grpc.aio.AioRpcError as error:
-                    is_replaced = error.code() is grpc.StatusCode.ABORTED
+                    wait_s = _wait_after(error.code())
                     log.warning(
                         "not in the mesh",
                         extra={"code": error.code().name, "error": error.details()},
@@ -88,10 +104,8 @@ class NodeAgent:
                     log.warning("not in the mesh", extra={"error": "the registry is silent"})
                 if self._is_leaving:
                     return
-                if is_replaced:
-                    # Another node has this name: two that take turns quickly would serve nobody.
-                    await asyncio.sleep(_REPLACED_BACKOFF_S)
-                elif self._has_joined:
+                await asyncio.sleep(wait_s)
+                if self._has_joined:
                     backoff_s = _FIRST_BACKOFF_S
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
@@ -100,6 +114,7 @@ class NodeAgent:
 
     async def _announce_stop(self) -> None:
         await self._health.stopping.wait()
+        self._is_report_due = True
         self._due.set()
 
     async def _attach(self, watch: EngineWatch) -> None:
@@ -111,15 +126,16 @@ class NodeAgent:
         """
         self._is_drained = False
         generation = watch.generation
+        self._identity.expect()
         call: _Call = self._stub.AttachNode(metadata=self._credentials)
         try:
             async with asyncio.timeout(_JOIN_TIMEOUT_S):
-                await call.write(pb.AttachNodeRequest(join=self._join()))
-                joined = await call.read()
-            if not isinstance(joined, pb.AttachNodeResponse):
+                await call.write(pb.AttachNodeRequest(join=join_of(self._facts, self._state)))
+                joined = await self._read_joined(call)
+            if joined is None:
                 await _raise_status(call)
                 return
-            interval_s = joined.joined.report_interval.ToTimedelta().total_seconds()
+            interval_s = joined.report_interval.ToTimedelta().total_seconds()
             watch.interval_s = min(max(interval_s, 0.1), 60.0)
             log.info("joined the mesh", extra={"report_interval_s": watch.interval_s})
             listener = asyncio.create_task(self._listen(call))
@@ -129,6 +145,7 @@ class NodeAgent:
                 await self._report(call, listener, watch, generation)
             finally:
                 self._is_joined = False
+                self._commands.cut_off()
                 listener.cancel()
         except asyncio.InvalidStateError:
             # What grpc raises when a stream that has ended is written to.
@@ -136,9 +153,19 @@ class NodeAgent:
         finally:
             call.cancel()
 
+    async def _read_joined(self, call: _Call) -> pb.NodeJoined | None:
+        """Answers the challenge; returns None where the stream ends instead."""
+        while isinstance(response := await call.read(), pb.AttachNodeResponse):
+            if response.HasField("challenge"):
+                self._identity.take(response.challenge.nonce)
+            elif response.HasField("joined"):
+                return response.joined
+        return None
+
     async def _report(
         self, call: _Call, listener: "asyncio.Task[None]", watch: EngineWatch, generation: int
     ) -> None:
+        self._is_report_due = True
         self._due.set()
         while True:
             await self._due.wait()
@@ -147,15 +174,18 @@ class NodeAgent:
                 await _raise_status(call)
                 return
             if watch.generation != generation:
-                log.info("joining again: the engine serves something else")
-                return
+                generation = watch.generation
+                await _write(call, pb.AttachNodeRequest(update=update_of(self._facts, self._state)))
+            for progress in self._commands.take_progress():
+                await _write(call, pb.AttachNodeRequest(progress=progress))
             if self._is_leaving:
                 await call.done_writing()
                 await asyncio.wait({listener})
                 self._left.set()
                 return
-            async with asyncio.timeout(_WRITE_TIMEOUT_S):
-                await call.write(pb.AttachNodeRequest(report=self._node_report(watch.load)))
+            if self._is_report_due:
+                self._is_report_due = False
+                await _write(call, pb.AttachNodeRequest(report=self._node_report(watch)))
 
     async def leave(self) -> None:
         """Leaves the mesh in order, where the node is in it; takes at most 1 s."""
@@ -171,50 +201,35 @@ class NodeAgent:
 
     async def _listen(self, call: _Call) -> None:
         while isinstance(response := await call.read(), pb.AttachNodeResponse):
-            if response.HasField("drain_changed"):
-                self._is_drained = response.drain_changed.draining
-                log.info("drain changed", extra={"draining": self._is_drained})
-                self._due.set()
+            match response.WhichOneof("message"):
+                case "drain_changed":
+                    self._is_drained = response.drain_changed.draining
+                    log.info("drain changed", extra={"draining": self._is_drained})
+                    self._is_report_due = True
+                    self._due.set()
+                case "command":
+                    self._commands.start(response.command)
+                case "cancel_command":
+                    self._commands.cancel(response.cancel_command.command_id)
 
-    def _join(self) -> pb.JoinNode:
-        return pb.JoinNode(
-            node_id=self._node_id,
-            address=self._address,
-            engine=self._dialect,
-            engine_version=self._state.version,
-            models=[served_model(model) for model in self._state.models.values()],
-        )
-
-    def _node_report(self, load: Load) -> pb.NodeReport:
+    def _node_report(self, watch: EngineWatch) -> pb.NodeReport:
         return pb.NodeReport(
             engine_up=self._state.is_up,
             draining=self._is_drained or self._health.stopping.is_set(),
-            load=node_load(load, self._state.in_flight),
+            load=node_load(watch.load, self._state),
         )
 
 
-def served_model(model: EngineModel) -> resources_pb2.ServedModel:
-    """Returns a model as the registry knows it."""
-    capabilities = []
-    if model.can_chat:
-        capabilities.append(resources_pb2.CAPABILITY_CHAT)
-    if model.can_embed:
-        capabilities.append(resources_pb2.CAPABILITY_EMBEDDINGS)
-    return resources_pb2.ServedModel(
-        name=model.name, capabilities=capabilities, context_length=model.context_length
-    )
+async def _write(call: _Call, message: pb.AttachNodeRequest) -> None:
+    async with asyncio.timeout(_WRITE_TIMEOUT_S):
+        await call.write(message)
 
 
-def node_load(load: Load, in_flight: int) -> resources_pb2.NodeLoad:
-    """Returns the load; the proxy's own count stands in where the engine does not say."""
-    report = resources_pb2.NodeLoad(running=in_flight if load.running is None else load.running)
-    if load.queued is not None:
-        report.queued = load.queued
-    if load.kv_use is not None:
-        report.kv_use = load.kv_use
-    if load.slots is not None:
-        report.slots = load.slots
-    return report
+def _wait_after(code: grpc.StatusCode) -> float:
+    if code is grpc.StatusCode.ABORTED:
+        # Another node has this name: two that take turns quickly would serve nobody.
+        return _REPLACED_BACKOFF_S
+    return _REFUSED_BACKOFF_S if code in _REFUSALS else 0.0
 
 
 async def _raise_status(call: _Call) -> None:

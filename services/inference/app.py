@@ -3,20 +3,31 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import grpc
 
-from infermesh.inference.v1 import inference_service_pb2_grpc
+from infermesh.inference.v1 import identity_service_pb2_grpc, inference_service_pb2_grpc
 from infermesh.metrics.v1 import usage_service_pb2, usage_service_pb2_grpc
 from infermesh.registry.v1 import node_service_pb2_grpc
-from services.inference import servicer_openai
+from services.inference import errors, servicer_openai
 from services.inference.accounting import Ledger
+from services.inference.admission import Admission
 from services.inference.agent import NodeAgent
+from services.inference.benchmark import EngineBenchmark
+from services.inference.child import COMMANDS, ChildLoader, EngineChild
+from services.inference.commands import Commands
+from services.inference.detection import wait_for_engine
 from services.inference.embedder import Embedder
 from services.inference.engine_watch import EngineWatch
 from services.inference.engines import ENGINES
+from services.inference.enrolment import enrol
+from services.inference.gateway_metadata import GatewayMetadata
 from services.inference.http_client import EngineClient
+from services.inference.identity import Identity, IdentityServicer
+from services.inference.loading import loader_of
 from services.inference.relay import Relay
+from services.inference.reports import NodeFacts
 from services.inference.servicer_typed import TypedServicer
 from services.inference.settings import InferenceSettings
 from services.inference.state import EngineState
@@ -33,36 +44,72 @@ def make_app(settings: InferenceSettings) -> App:
 
     @asynccontextmanager
     async def app(server: grpc.aio.Server, health: Health) -> AsyncIterator[Sequence[str]]:
-        engine = ENGINES[settings.engine]()
-        client = EngineClient(settings.engine_url, idle_timeout_s=settings.engine_idle_timeout_s)
-        state = EngineState()
-        credentials = (("authorization", f"Bearer {settings.node_key.get_secret_value()}"),)
         channel = grpc.aio.insecure_channel(
             settings.mesh_address, options=(*CHANNEL_OPTIONS, *_KEEPALIVE_OPTIONS)
         )
+        credentials = (("authorization", f"Bearer {await _node_key(settings, channel)}"),)
+        engine = ENGINES[await _dialect(settings)](settings.engine_options)
+        client = EngineClient(
+            settings.engine_url,
+            idle_timeout_s=settings.engine_idle_timeout_s,
+            headers=engine.headers,
+        )
+        state = EngineState()
         usage = usage_service_pb2_grpc.UsageServiceStub(channel)
 
         async def send(request: usage_service_pb2.RecordUsageRequest) -> object:
             return await usage.RecordUsage(request, metadata=credentials)
 
-        agent = NodeAgent(
-            node_service_pb2_grpc.NodeServiceStub(channel),
-            credentials,
-            node_id=settings.node_id,
-            address=settings.address,
-            dialect=engine.name,
-            state=state,
-            health=health,
+        child = _child(settings, state)
+        admission = Admission(
+            state,
+            engine_slots=settings.engine_slots,
+            max_in_flight=settings.max_in_flight,
+            max_queued=settings.max_queued,
+            max_wait_s=settings.max_queue_wait_s,
         )
-        watch = EngineWatch(engine, client, state, agent.note_probe)
+
+        def prices(model: str) -> tuple[float | None, float | None]:
+            return settings.prices.get(model, (None, None))
+
+        async def note_probe() -> None:
+            admission.resize(watch.load.slots)
+            if not state.is_up:
+                # Another node may have room.
+                admission.refuse_waiting(lambda: errors.unavailable("The node's engine is down."))
+            await agent.note_probe()
+
+        watch = EngineWatch(engine, client, state, note_probe)
         await health.set_ready(False)
         async with channel, open_spool(settings.state_dir / "usage", send) as spool:
             relay = Relay(
                 engine,
                 client,
-                Ledger(spool, settings.node_id),
+                Ledger(spool, settings.node_id, state.answers),
                 state,
-                max_in_flight=settings.max_in_flight,
+                admission,
+                GatewayMetadata(settings.node_id, engine.name, prices),
+            )
+            identity = Identity(settings.node_id)
+            loader = ChildLoader(child, state) if child else loader_of(engine.name, client)
+            agent = NodeAgent(
+                node_service_pb2_grpc.NodeServiceStub(channel),
+                credentials,
+                facts=NodeFacts(
+                    settings.node_id,
+                    settings.address,
+                    engine.name,
+                    settings.labels,
+                    settings.tier,
+                    settings.prices,
+                ),
+                state=state,
+                health=health,
+                identity=identity,
+                commands=Commands(loader, EngineBenchmark(relay), watch.refresh),
+            )
+            identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(
+                IdentityServicer(identity), guarded(server)
             )
             servicer_openai.add_to_server(servicer_openai.OpenAIServicer(relay), server)
             inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(
@@ -73,13 +120,52 @@ def make_app(settings: InferenceSettings) -> App:
             async with asyncio.TaskGroup() as tasks:
                 watching = tasks.create_task(watch.run())
                 membership = tasks.create_task(agent.run(watch))
+                running = tasks.create_task(child.run()) if child else None
                 yield (
                     "infermesh.inference.v1.OpenAIService",
                     "infermesh.inference.v1.InferenceService",
+                    "infermesh.inference.v1.IdentityService",
                 )
                 await agent.leave()
                 watching.cancel()
                 membership.cancel()
+                if running:
+                    running.cancel()
             client.close()
 
     return app
+
+
+async def _node_key(settings: InferenceSettings, channel: grpc.aio.Channel) -> str:
+    token = settings.node_token.get_secret_value()
+    if not token:
+        return settings.node_key.get_secret_value()
+    return await enrol(channel, token, settings.node_id, settings.state_dir / "node.key")
+
+
+async def _dialect(settings: InferenceSettings) -> str:
+    if settings.engine != "auto":
+        return settings.engine
+    # Dialects that ask for a key take it as OpenAI does.
+    key = settings.engine_api_key.get_secret_value()
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    client = EngineClient(
+        settings.engine_url, idle_timeout_s=settings.engine_idle_timeout_s, headers=headers
+    )
+    try:
+        return await wait_for_engine(client)
+    finally:
+        client.close()
+
+
+def _child(settings: InferenceSettings, state: EngineState) -> EngineChild | None:
+    if not settings.run_model:
+        return None
+    return EngineChild(
+        COMMANDS[settings.engine],
+        settings.run_model,
+        urlsplit(settings.engine_url).port or 0,
+        more=settings.run_args,
+        log_file=settings.state_dir / "engine.log",
+        state=state,
+    )

@@ -6,27 +6,16 @@ engine batches what arrives together, so it is no slower (64 short texts on llam
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
-
-import orjson
 
 from infermesh.errors.v1 import errors_pb2
 from services.inference import errors
-from services.inference.engines.dialect import Engine, tokens_of
+from services.inference.engines.dialect import Engine, Vector
 from services.inference.http_client import EngineClient, Exchange
 from services.kit.errors import MeshError
 
-_PATH = "/v1/embeddings"
+__all__ = ["Embedder", "Vector"]
+
 _MAX_PARALLEL = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Vector:
-    """A text's vector and how many tokens the text has."""
-
-    values: list[float]
-    tokens: int
 
 
 class Embedder:
@@ -40,10 +29,6 @@ class Embedder:
     def __init__(self, engine: Engine, client: EngineClient) -> None:
         self._engine = engine
         self._client = client
-
-    def body(self, model: str, text: str) -> bytes:
-        """Returns the engine's request for one text."""
-        return orjson.dumps({"model": model, "input": text, "encoding_format": "float"})
 
     async def embed(self, model: str, texts: list[str], context_length: int) -> list[Vector]:
         """Returns the vectors in the order of the texts.
@@ -74,38 +59,36 @@ class Embedder:
         return [vector for vector in vectors if vector is not None]
 
     async def _one(self, model: str, text: str, index: int, context_length: int) -> Vector:
-        with await self._client.post(_PATH, self.body(model, text)) as exchange:
+        path, body = self._engine.embedding(model, text)
+        with await self._client.post(path, body) as exchange:
             answer = await exchange.read_all()
         if exchange.status != 200:
-            await self._refuse(exchange, answer, text, index, context_length)
-        return _vector(answer)
+            raise await self._refusal(exchange, answer, model, text, index, context_length)
+        try:
+            return self._engine.vector(answer)
+        except (AttributeError, LookupError, TypeError, ValueError):
+            raise errors.failed("The engine's vectors cannot be read.") from None
 
-    async def _refuse(
-        self, exchange: Exchange, answer: bytes, text: str, index: int, context_length: int
-    ) -> None:
+    async def _refusal(
+        self,
+        exchange: Exchange,
+        answer: bytes,
+        model: str,
+        text: str,
+        index: int,
+        context_length: int,
+    ) -> MeshError:
         is_too_long = self._engine.is_too_long(exchange.status, errors.error_of(answer))
         if not is_too_long and context_length:
             # Engines have several ways of failing on a long text; its length decides.
-            tokens = await self._engine.count_tokens(self._client, text)
+            tokens = await self._engine.count_tokens(self._client, model, text)
             is_too_long = tokens is not None and tokens > context_length
         if not is_too_long:
-            raise errors.from_response(exchange.status, answer)
+            return errors.from_response(exchange.status, answer)
         limit = f" of {context_length} tokens" if context_length else ""
-        raise MeshError(
+        return MeshError(
             errors_pb2.ERROR_REASON_INPUT_TOO_LONG,
             f"input[{index}] is longer than the model's context{limit}.",
             param=f"input[{index}]",
             metadata={"index": str(index), "max_tokens": str(context_length)},
         )
-
-
-def _vector(answer: bytes) -> Vector:
-    try:
-        data: dict[str, Any] = orjson.loads(answer)
-        values = data["data"][0]["embedding"]
-        tokens = tokens_of(data["usage"]).prompt
-        if not isinstance(values, list) or tokens is None:
-            raise TypeError
-    except (orjson.JSONDecodeError, LookupError, TypeError, AttributeError):
-        raise errors.failed("The engine's vectors cannot be read.") from None
-    return Vector(values, tokens)

@@ -1,9 +1,12 @@
 """How the engine's failures become the mesh's, by status and code, never by text.
 
 engine says              the mesh says
-no connection, 503, 429  ENGINE_UNAVAILABLE    Envoy tries another node
+no connection, 502-504   ENGINE_UNAVAILABLE    Envoy tries another node
+429                      OVERLOADED            Envoy tries another node
+404 of the model         ENGINE_UNAVAILABLE    it was there when the node last asked
 other 4xx, 501           ENGINE_REJECTED       with the engine's message, `type` and `param`
 401, 403                 ENGINE_FAILED         the node's credentials, not the caller's
+424                      ENGINE_FAILED         TGI's status for a generation that failed
 other 5xx, broken off    ENGINE_FAILED
 silence                  ENGINE_TIMEOUT
 """
@@ -17,8 +20,22 @@ from infermesh.errors.v1 import errors_pb2
 from services.inference.http_client import EngineConnectError, EngineTimeoutError
 from services.kit.errors import MeshError
 
-_UNAVAILABLE_STATUSES = frozenset({429, 502, 503, 504})
+_UNAVAILABLE_STATUSES = frozenset({502, 503, 504})
+_TOO_MANY_REQUESTS = 429
+# Where an engine is full and does not say for how long.
+_ENGINE_RETRY_S = 5
 _NODE_FAULTS = frozenset({401, 403, 407})
+_FAILED_DEPENDENCY = 424
+# What errors inside a stream say instead of a status: OpenAI's codes and types.
+_STATUSES_OF_WORDS = {
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "insufficient_quota": 429,
+    "context_length_exceeded": 400,
+    "content_filter": 400,
+    "invalid_request_error": 400,
+    "overloaded_error": 503,
+}
 _MAX_WORD_CHARS = 100
 
 
@@ -50,6 +67,20 @@ class EngineRejectedError(MeshError):
 def unavailable(message: str) -> MeshError:
     """Returns the error for an engine that takes no request now."""
     return MeshError(errors_pb2.ERROR_REASON_ENGINE_UNAVAILABLE, message)
+
+
+def overloaded(message: str, retry_after_s: int) -> MeshError:
+    """Returns the error for a node that has no room, with the seconds until it may have some."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_OVERLOADED,
+        f"{message} Try again in {retry_after_s} s.",
+        retry_after_s=retry_after_s,
+    )
+
+
+def unsupported(param: str, message: str) -> MeshError:
+    """Returns the error for what the model's engine cannot do."""
+    return MeshError(errors_pb2.ERROR_REASON_UNSUPPORTED, f"{param}: {message}", param=param)
 
 
 def failed(message: str) -> MeshError:
@@ -108,11 +139,13 @@ def from_engine(status: int, error: dict[str, Any]) -> MeshError:
         error: OpenAI's error object, with what the engine filled in.
     """
     message = _word(error.get("message"), 1000) or f"The engine answered {status}."
-    if status in _UNAVAILABLE_STATUSES:
+    if status in _UNAVAILABLE_STATUSES or (status == 404 and _is_of_model(error)):
         return unavailable(message)
+    if status == _TOO_MANY_REQUESTS:
+        return overloaded(message, _ENGINE_RETRY_S)
     if status in _NODE_FAULTS:
         return failed("The node may not use its engine.")
-    if 400 <= status < 500 or status == 501:
+    if (400 <= status < 500 and status != _FAILED_DEPENDENCY) or status == 501:
         return EngineRejectedError(
             message,
             param=_word(error.get("param"), _MAX_WORD_CHARS),
@@ -121,10 +154,22 @@ def from_engine(status: int, error: dict[str, Any]) -> MeshError:
     return failed(message)
 
 
+def _is_of_model(error: dict[str, Any]) -> bool:
+    """Says whether the model is what was not found: OpenAI's code, vLLM's field, Ollama's form."""
+    if error.get("param") == "model" or error.get("code") == "model_not_found":
+        return True
+    return error.keys() == {"message"}
+
+
 def code_of(error: dict[str, Any]) -> int:
     """Returns the HTTP status that an error inside a stream stands for."""
     code = error.get("code")
-    return code if isinstance(code, int) and 400 <= code < 600 else 500
+    if isinstance(code, int):
+        return code if 400 <= code < 600 else 500
+    for word in (code, error.get("type")):
+        if isinstance(word, str) and word in _STATUSES_OF_WORDS:
+            return _STATUSES_OF_WORDS[word]
+    return 500
 
 
 def error_of(body: bytes) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 _TOP_LEVEL = ("id", "created", "system_fingerprint", "service_tier")
 _PIECES = ("content", "reasoning_content", "reasoning", "refusal")
+_KNOWN = frozenset({*_PIECES, "role", "tool_calls"})
 
 
 class Fold:
@@ -36,6 +37,11 @@ class Fold:
         if "timings" in data:
             # A usage event follows the answer that it belongs to.
             self._timings[self._last_index] = data["timings"]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every answer of which there is a part has said why it ended."""
+        return bool(self._choices) and all(c.is_finished for c in self._choices.values())
 
     def result(self, usage: dict[str, Any] | None) -> dict[str, Any]:
         """Returns the whole answer, its choices by index.
@@ -70,6 +76,7 @@ class _Choice:
         self._logprobs: dict[str, list[Any]] | None = None
         self._finish_reason: Any = None
         self._extra: dict[str, Any] = {}
+        self._unknown: dict[str, Any] = {}
 
     def add(self, choice: dict[str, Any]) -> None:
         for name, value in choice.items():
@@ -99,6 +106,15 @@ class _Choice:
             whole["function"]["arguments"] += function.get("arguments") or ""
             if call.get("id"):
                 whole["id"] = call["id"]
+        for name, value in delta.items():
+            if name not in _KNOWN and value is not None:
+                self._add_unknown(name, value)
+
+    def _add_unknown(self, name: str, value: Any) -> None:
+        """Adds a part of a field that only some engines have: texts and lists grow, others last."""
+        before: Any = self._unknown.get(name)
+        grows = isinstance(before, str | list) and type(before) is type(value)
+        self._unknown[name] = before + value if grows else value
 
     def _add_logprobs(self, logprobs: dict[str, Any] | None) -> None:
         if logprobs is None:
@@ -109,8 +125,12 @@ class _Choice:
             if isinstance(values, list):
                 self._logprobs.setdefault(name, []).extend(values)
 
+    @property
+    def is_finished(self) -> bool:
+        return bool(self._finish_reason)
+
     def chat(self, index: int) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": self._role}
+        message: dict[str, Any] = {"role": self._role, **self._unknown}
         for name in _PIECES[1:]:
             if name in self._text:
                 message[name] = "".join(self._text[name])

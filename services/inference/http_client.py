@@ -1,11 +1,15 @@
 """A lean HTTP/1.1 client for the one engine that the proxy stands beside.
 
 It keeps connections alive, parses with `httptools`, holds back an engine whose answer is read
-slowly, and stops an engine by closing its connection: HTTP/1.1 has no other way to cancel.
+slowly, and stops an engine by closing its connection: HTTP/1.1 has no other way to cancel. Where
+the engine is on the network it speaks TLS and checks the certificate against the system's
+authorities, or those in `SSL_CERT_FILE`.
 """
 
 import asyncio
+import ssl
 from collections import deque
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
@@ -26,6 +30,8 @@ __all__ = [
 ]
 
 _CONNECT_TIMEOUT_S = 2.0
+# A cloud is farther away, and its handshake takes turns.
+_TLS_CONNECT_TIMEOUT_S = 10.0
 _WHOLE_STEP_BYTES = 64 * 1024
 
 MAX_BODY_BYTES = 24 * 1024 * 1024
@@ -69,7 +75,7 @@ class Exchange:
         """
         pieces = []
         size = 0
-        while piece := await self._connection.read(_WHOLE_STEP_BYTES):
+        while piece := await self.read(_WHOLE_STEP_BYTES):
             pieces.append(piece)
             size += len(piece)
             if size > max_bytes:
@@ -101,19 +107,37 @@ class EngineClient:
     """Connections to one engine.
 
     Args:
-        url: Where the engine listens, `http://host:port`.
+        url: Where the engine listens, `http://host:port` or `https://host`.
         idle_timeout_s: The longest silence in the middle of an exchange.
+        headers: What every request carries besides; their values hold no line breaks.
         max_idle: The most connections that are kept open between exchanges.
+
+    Attributes:
+        idle_timeout_s: The longest silence in the middle of an exchange.
+        busy: The connections that carry an exchange now.
     """
 
-    def __init__(self, url: str, *, idle_timeout_s: float, max_idle: int = 64) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        idle_timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+        max_idle: int = 64,
+    ) -> None:
         parts = urlsplit(url)
+        is_secure = parts.scheme == "https"
+        self._tls = ssl.create_default_context() if is_secure else None
+        self._connect_timeout_s = _TLS_CONNECT_TIMEOUT_S if is_secure else _CONNECT_TIMEOUT_S
         self._host = parts.hostname or "127.0.0.1"
-        self._port = parts.port or 80
+        self._port = parts.port or (443 if is_secure else 80)
         self._prefix = parts.path.rstrip("/")
-        self._head = f"HTTP/1.1\r\nhost: {parts.netloc}\r\n"
+        more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
+        self._head = f"HTTP/1.1\r\nhost: {parts.netloc}\r\n{more}"
         self.idle_timeout_s = idle_timeout_s
         self._idle: deque[Connection] = deque(maxlen=max_idle)
+        self.busy: set[Connection] = set()
+        self._is_hurried = False
 
     async def post(self, path: str, body: bytes) -> Exchange:
         """Sends JSON and returns when the head of the answer is there.
@@ -152,9 +176,9 @@ class EngineClient:
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+            async with asyncio.timeout(self._connect_timeout_s):
                 _, connection = await loop.create_connection(
-                    lambda: Connection(self), self._host, self._port
+                    lambda: Connection(self), self._host, self._port, ssl=self._tls
                 )
         except (OSError, TimeoutError) as error:
             raise EngineConnectError(str(error) or "connect timed out") from None
@@ -170,6 +194,20 @@ class EngineClient:
         """Drops a connection that the engine closed between exchanges."""
         if connection in self._idle:
             self._idle.remove(connection)
+
+    def hurry(self, silence_s: float | None) -> None:
+        """Shortens the silence that exchanges under way may have.
+
+        Their readers then get `EngineConnectionError` in place of `EngineTimeoutError`.
+
+        Args:
+            silence_s: The longest silence; None for the idle timeout again.
+        """
+        if silence_s is None and not self._is_hurried:
+            return
+        self._is_hurried = silence_s is not None
+        for connection in list(self.busy):
+            connection.hurry(silence_s)
 
     def close(self) -> None:
         """Closes the connections that no exchange uses."""

@@ -25,6 +25,7 @@ class Pool(Protocol):
     """Where connections wait between exchanges."""
 
     idle_timeout_s: float
+    busy: "set[Connection]"
 
     def keep(self, connection: "Connection") -> None:
         """Takes a connection back for the next exchange."""
@@ -63,6 +64,7 @@ class Connection(asyncio.Protocol):
         self._is_reusable = False
         self.is_complete = False
         self._is_paused = False
+        self._hurried_s: float | None = None
 
     async def send(self, head: bytes, body: bytes) -> None:
         """Sends a request and waits for the head of its answer.
@@ -75,6 +77,7 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             raise EngineConnectionError("the engine closed the connection")
         self._is_busy = True
+        self._pool.busy.add(self)
         # A parser of its own for each answer: one that stopped in an error stays in it.
         self._parser = httptools.HttpResponseParser(self)
         self._heard_at = self._loop.time()
@@ -114,6 +117,7 @@ class Connection(asyncio.Protocol):
         if not self._is_busy:
             return
         self._is_busy = False
+        self._pool.busy.discard(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -125,6 +129,7 @@ class Connection(asyncio.Protocol):
     def drop(self) -> None:
         """Closes the connection at once."""
         self._is_busy = False
+        self._pool.busy.discard(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -150,15 +155,29 @@ class Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
 
+    def hurry(self, limit_s: float | None) -> None:
+        """Sets how long the engine may be silent in this exchange; None is the idle timeout."""
+        if limit_s is not None:
+            limit_s = min(limit_s, self._pool.idle_timeout_s)
+        if limit_s == self._hurried_s:
+            return
+        self._hurried_s = limit_s
+        if self._timer is not None:
+            self._timer.cancel()
+            self._check_silence()
+
     def _check_silence(self) -> None:
         # One timer for an exchange, moved on when it fires, is cheaper than one for every read.
-        limit_s = self._pool.idle_timeout_s
+        limit_s = self._pool.idle_timeout_s if self._hurried_s is None else self._hurried_s
         silent_s = 0.0 if self._is_paused else self._loop.time() - self._heard_at
         if silent_s < limit_s:
             self._timer = self._loop.call_later(limit_s - silent_s, self._check_silence)
             return
         self._timer = None
-        self._fail(EngineTimeoutError(f"the engine sent nothing for {limit_s:g} s"))
+        if self._hurried_s is None:
+            self._fail(EngineTimeoutError(f"the engine sent nothing for {limit_s:g} s"))
+        else:
+            self._fail(EngineConnectionError(f"the engine is down, and silent for {limit_s:g} s"))
         self.drop()
 
     # What asyncio calls.

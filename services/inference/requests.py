@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import orjson
 
-from services.inference import errors
+from services.inference import errors, extensions
+from services.inference.fair_queue import Priority
 
 Kind = Literal["chat", "completion"]
 
@@ -18,10 +19,11 @@ class OpenAIRequest:
         kind: What it asks for.
         body: Its JSON as the caller wrote it.
         fields: The same, parsed.
-        model: The model that it names.
+        model: The model that answers: the one that it names, until the node chooses another.
         is_stream: Whether the caller wants server-sent events.
         wants_usage: Whether the caller wants usage in the stream.
         n: How many answers for each prompt.
+        priority: How urgent it is.
     """
 
     kind: Kind
@@ -31,6 +33,7 @@ class OpenAIRequest:
     is_stream: bool
     wants_usage: bool
     n: int
+    priority: Priority = Priority.NORMAL
 
 
 def parse(kind: Kind, body: bytes) -> OpenAIRequest:
@@ -73,6 +76,7 @@ def check(kind: Kind, body: bytes, fields: dict[str, Any]) -> OpenAIRequest:
         is_stream=bool(stream),
         wants_usage=bool(stream and options and options.get("include_usage")),
         n=n if isinstance(n, int) and n > 0 else 1,
+        priority=extensions.check(fields),
     )
 
 
@@ -91,14 +95,19 @@ def _check_messages(messages: object) -> None:
 
 
 def with_fields(request: OpenAIRequest, changes: dict[str, Any]) -> bytes:
-    """Returns the request's JSON with fields set.
+    """Returns the request's JSON for the engine, with fields set.
 
-    The caller's bytes stay as they are where that can be: fields that are not there yet are put
-    in front of them.
+    It names the model that answers, and has none of the mesh's own fields. The caller's bytes stay
+    as they are where that can be: fields that are not there yet are put in front of them.
     """
-    if not changes:
+    fields = request.fields
+    if request.model != fields["model"]:
+        changes = {"model": request.model, **changes}
+    is_extended = not extensions.NAMES.isdisjoint(fields)
+    if not changes and not is_extended:
         return request.body
-    if changes.keys() & request.fields.keys():
-        return orjson.dumps({**request.fields, **changes})
+    if is_extended or changes.keys() & fields.keys():
+        kept = {k: v for k, v in fields.items() if k not in extensions.NAMES}
+        return orjson.dumps({**kept, **changes})
     start = request.body.index(b"{") + 1
     return orjson.dumps(changes)[:-1] + b"," + request.body[start:]

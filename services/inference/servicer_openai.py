@@ -41,6 +41,8 @@ class OpenAIServicer:
             raise errors.invalid("stream", "stands in the body twice")
         caller = caller_of(cast(Any, context.invocation_metadata()))
         raw, data = await self._relay.answer(caller, request)
+        if caller.decision:
+            await context.send_initial_metadata(((headers.DECISION, caller.decision),))
         return httpbody_pb2.HttpBody(
             content_type=_JSON, data=orjson.dumps(data) if raw is None else raw
         )
@@ -53,7 +55,10 @@ class OpenAIServicer:
 
         async def write(data: bytes, first_content_type: str) -> None:
             nonlocal content_type
-            content_type = content_type or first_content_type
+            if content_type is None:
+                content_type = first_content_type
+                if caller.decision:
+                    await context.send_initial_metadata(((headers.DECISION, caller.decision),))
             await context.write(httpbody_pb2.HttpBody(content_type=content_type, data=data))
 
         if request.is_stream:

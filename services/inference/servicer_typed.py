@@ -13,7 +13,8 @@ from services.inference.embedder import Embedder, Vector
 from services.inference.engines.dialect import Tokens
 from services.inference.relay import Relay
 from services.inference.requests import OpenAIRequest, check
-from services.kit.caller import caller_of
+from services.kit import headers
+from services.kit.caller import Caller, caller_of
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,19 +36,30 @@ class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     async def Chat(self, request: pb.ChatRequest, context: _Context) -> pb.ChatResponse:
         """Answers with one message."""
         caller = caller_of(cast(Any, context.invocation_metadata()))
-        _, data = await self._relay.answer(caller, _chat(request, stream=False))
+        chat = _chat(request, stream=False)
+        _, data = await self._relay.answer(caller, chat)
         try:
-            return typed.to_response(data, request.model)
+            response = typed.to_response(data, chat.model)
         except _UNREADABLE:
             raise errors.failed("The engine's answer cannot be read.") from None
+        await _show_decision(caller, context)
+        return response
 
     async def StreamChat(  # type: ignore[override]
         self, request: pb.StreamChatRequest, context: _Context
     ) -> None:
         """Answers piece by piece."""
         caller = caller_of(cast(Any, context.invocation_metadata()))
-        model = request.chat.model
+        chat = _chat(request.chat, stream=True)
         answer_id = ""
+        has_begun = False
+
+        async def write(response: pb.StreamChatResponse) -> None:
+            nonlocal has_begun
+            if not has_begun:
+                has_begun = True
+                await _show_decision(caller, context)
+            await context.write(response)
 
         async def on_objects(objects: list[dict[str, Any]]) -> None:
             nonlocal answer_id
@@ -58,15 +70,18 @@ class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
                     deltas += typed.to_deltas(data)
             except _UNREADABLE:
                 raise errors.failed("The engine's answer cannot be read.") from None
-            if not deltas:
-                return
-            await context.write(pb.StreamChatResponse(id=answer_id, model=model, deltas=deltas))
+            if deltas:
+                await write(pb.StreamChatResponse(id=answer_id, model=chat.model, deltas=deltas))
 
-        tokens = await self._relay.stream_parsed(
-            caller, _chat(request.chat, stream=True), on_objects
+        tokens, metadata = await self._relay.stream_parsed(caller, chat, on_objects)
+        await write(
+            pb.StreamChatResponse(
+                id=answer_id,
+                model=chat.model,
+                usage=None if tokens is None else typed.to_usage(tokens),
+                gateway_metadata=None if metadata is None else pb.GatewayMetadata(**metadata),
+            )
         )
-        usage = None if tokens is None else typed.to_usage(tokens)
-        await context.write(pb.StreamChatResponse(id=answer_id, model=model, usage=usage))
 
     async def Embed(self, request: pb.EmbedRequest, context: _Context) -> pb.EmbedResponse:
         """Turns texts into vectors."""
@@ -77,17 +92,24 @@ class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
 
         async def work(account: Account) -> list[Vector]:
             vectors = await self._embedder.embed(
-                request.model, list(request.inputs), served.context_length
+                served.name, list(request.inputs), served.context_length
             )
             account.succeed(Tokens(prompt=sum(vector.tokens for vector in vectors), completion=0))
             return vectors
 
-        vectors = await self._relay.run(caller, "embedding", request.model, False, work)
+        vectors = await self._relay.run(
+            caller, "embedding", served.name, False, work, prompt_bytes=request.ByteSize()
+        )
         return pb.EmbedResponse(
-            model=request.model,
+            model=served.name,
             embeddings=[pb.Embedding(values=v.values, tokens=v.tokens) for v in vectors],
             usage=pb.Usage(prompt_tokens=sum(vector.tokens for vector in vectors)),
         )
+
+
+async def _show_decision(caller: Caller, context: _Context) -> None:
+    if caller.decision:
+        await context.send_initial_metadata(((headers.DECISION, caller.decision),))
 
 
 def _chat(request: pb.ChatRequest, *, stream: bool) -> OpenAIRequest:

@@ -1,19 +1,20 @@
 """The settings of an inference proxy."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
 
-from services.kit.settings import ServiceSettings
+from services.inference.child import COMMANDS
+from services.inference.engines.dialect import EngineModel, EngineOptions
+from services.inference.node_settings import NodeSettings
 
 _HOST_AND_PORT = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$"
 _HostAndPort = Annotated[str, StringConstraints(pattern=_HOST_AND_PORT)]
 
 
-class InferenceSettings(ServiceSettings):
+class InferenceSettings(NodeSettings):
     """Where the engine is, where the mesh is, and what the node is called in it."""
 
     advertise: str = Field(
@@ -21,11 +22,30 @@ class InferenceSettings(ServiceSettings):
         pattern=f"^$|{_HOST_AND_PORT}",
         description="IP address and port by which Envoy reaches this node. Default: `listen`.",
     )
-    node_id: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="The node's name in the mesh."
+    engine: Literal["auto", "llamacpp", "ollama", "openai", "sglang", "sim", "tgi", "vllm"] = Field(
+        default="auto", description="The engine's dialect; `auto` asks the engine."
     )
-    engine: Literal["llamacpp", "openai"] = Field(description="The engine's dialect.")
-    engine_url: str = Field(description="Where the engine listens, `http://host:port`.")
+    engine_url: str = Field(
+        description="Where the engine listens, `http://host:port` or `https://host`."
+    )
+    engine_api_key: SecretStr = Field(
+        default=SecretStr(""), description="The key that the engine asks for."
+    )
+    engine_api_version: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9._-]{0,64}$",
+        description="Azure OpenAI's `api-version`; makes the requests Azure's, for `openai` only.",
+    )
+    engine_models: str = Field(
+        default="",
+        description="The models to serve, `name,name`, of those that the engine has; one that "
+        "makes vectors is `name=embeddings`. Default: all of them.",
+    )
+    engine_always_streams: bool = Field(
+        default=False,
+        description="Ask for whole answers as streams too, for an `openai` endpoint that goes on "
+        "working on them after a hang-up.",
+    )
     engine_idle_timeout_s: float = Field(
         default=120.0,
         gt=0,
@@ -33,19 +53,48 @@ class InferenceSettings(ServiceSettings):
         description="The longest silence of the engine's in an answer.",
     )
     mesh_address: _HostAndPort = Field(description="The mesh's front door, `host:port`.")
-    node_key: SecretStr = Field(min_length=1, description="The node's key to the mesh.")
-    state_dir: Path = Field(description="Folder for usage that the ledger does not have yet.")
+    engine_slots: int | None = Field(
+        default=None,
+        ge=1,
+        le=100_000,
+        description="Requests that the engine runs at a time. Default: what it says itself.",
+    )
     max_in_flight: int = Field(
-        default=1024, ge=1, le=100_000, description="Requests that the node takes at a time."
+        default=1024,
+        ge=1,
+        le=100_000,
+        description="The most requests that the engine is given at a time.",
+    )
+    max_queued: int = Field(
+        default=256, ge=0, le=10_000, description="The most requests that wait for the engine."
+    )
+    max_queue_wait_s: float = Field(
+        default=30.0, gt=0, le=3600, description="The longest that a request waits for the engine."
     )
 
     @field_validator("engine_url")
     @classmethod
     def _check_url(cls, url: str) -> str:
         parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError("must look like http://host:port")
-        return url.rstrip("/")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must look like http://host:port or https://host")
+        if parts.query or parts.fragment or parts.username is not None:
+            raise ValueError("must have no query, fragment or user in it")
+        # OpenAI's clients are given the address with the version, engines without.
+        return url.rstrip("/").removesuffix("/v1")
+
+    @field_validator("engine_api_key")
+    @classmethod
+    def _check_key(cls, key: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[\x21-\x7e]{0,4096}", key.get_secret_value()):
+            raise ValueError("must be one word of plain characters")
+        return key
+
+    @field_validator("engine_models")
+    @classmethod
+    def _check_models(cls, models: str) -> str:
+        _models(models)
+        return models
 
     @model_validator(mode="after")
     def _check_advertise(self) -> Self:
@@ -53,7 +102,51 @@ class InferenceSettings(ServiceSettings):
             raise ValueError("INFERMESH_ADVERTISE must be set when listening on every address")
         return self
 
+    @model_validator(mode="after")
+    def _check_run(self) -> Self:
+        if not self.run_model:
+            return self
+        if self.engine not in COMMANDS:
+            raise ValueError(f"INFERMESH_RUN_MODEL is for the engines {', '.join(COMMANDS)}")
+        parts = urlsplit(self.engine_url)
+        if parts.hostname != "127.0.0.1" or not parts.port:
+            raise ValueError("INFERMESH_ENGINE_URL must be http://127.0.0.1:PORT for RUN_MODEL")
+        return self
+
+    @model_validator(mode="after")
+    def _check_azure(self) -> Self:
+        if not self.engine_api_version:
+            return self
+        if self.engine != "openai":
+            raise ValueError("INFERMESH_ENGINE_API_VERSION is for the engine `openai`")
+        if not self.engine_models:
+            raise ValueError("INFERMESH_ENGINE_MODELS must name the deployments: Azure lists none")
+        return self
+
+    @property
+    def engine_options(self) -> EngineOptions:
+        """What the operator says of the engine."""
+        return EngineOptions(
+            api_key=self.engine_api_key.get_secret_value(),
+            api_version=self.engine_api_version,
+            models=_models(self.engine_models),
+            always_streams=self.engine_always_streams,
+            is_remote=self.engine_url.startswith("https:"),
+        )
+
     @property
     def address(self) -> str:
         """Where Envoy reaches this node."""
         return self.advertise or self.listen
+
+
+def _models(text: str) -> tuple[EngineModel, ...]:
+    """Reads the list of models. Raises `ValueError`."""
+    models = []
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        name, _, use = entry.partition("=")
+        if not name or use not in ("", "chat", "embeddings"):
+            raise ValueError("must look like name,name=embeddings")
+        is_embedding = use == "embeddings"
+        models.append(EngineModel(name, can_chat=not is_embedding, can_embed=is_embedding))
+    return tuple(models)

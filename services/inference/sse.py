@@ -16,6 +16,10 @@ MAX_EVENT_BYTES = 8 * 1024 * 1024
 """The longest single event; only one that breaks off, or has no end, is longer."""
 
 _DONE = b"data: [DONE]\n\n"
+# The quote after it tells a reason from null.
+_FINISH = b'"finish_reason":"'
+_SPACED_FINISH = b'"finish_reason": "'
+_SPACED = b'"choices": '
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
 _NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,')
 
@@ -109,18 +113,20 @@ class StreamFilter(StreamReader):
         hides_usage: Whether the proxy asked for usage that the caller did not ask for.
         hides_progress: Whether the proxy asked for progress that the caller did not ask for.
         restore: The dialect's own way of undoing what asking for usage changes elsewhere.
+
+    Attributes:
+        is_finished: Whether an event has said why the answer ended.
     """
 
     def __init__(self, *, hides_usage: bool, hides_progress: bool, restore: Restore) -> None:
         super().__init__()
+        self.is_finished = False
         self._hides_usage = hides_usage
         self._hides_progress = hides_progress
         self._restore = restore
         self._held = b""
         # The quotes make the marks safe: inside a JSON text they would be escaped.
-        self._marks = [b'"usage":', b'data: {"error":', b"data: [DONE]\r"]
-        if hides_usage:
-            self._marks.append(b'"finish_reason":"')
+        self._marks = [b'"usage":', b'data: {"error":', b"data: [DONE]\r", _FINISH]
         if hides_progress:
             self._marks.append(b'"prompt_progress":')
 
@@ -129,6 +135,8 @@ class StreamFilter(StreamReader):
         piece = self._whole(piece)
         if not piece:
             return piece
+        if not self.has_content and _SPACED_FINISH not in self._marks and _SPACED in piece:
+            self._marks.append(_SPACED_FINISH)
         start = self._first_mark(piece)
         if start >= 0:
             # What stands before the first event of interest passes as it is.
@@ -179,7 +187,9 @@ class StreamFilter(StreamReader):
                     if data["usage"] is None:
                         event = _NULL_USAGE.sub(b"", event, count=1)
             kept.append(self.rest())
-            if data is not None and self._hides_usage and _is_last(data):
+            is_last = data is not None and has_finished(data)
+            self.is_finished = self.is_finished or is_last
+            if is_last and self._hides_usage:
                 self._held = event
             else:
                 kept.append(event)
@@ -227,5 +237,6 @@ def _carries_content(data: dict[str, Any]) -> bool:
     return False
 
 
-def _is_last(data: dict[str, Any]) -> bool:
+def has_finished(data: dict[str, Any]) -> bool:
+    """Returns whether an event's object says why an answer ended."""
     return any(choice.get("finish_reason") for choice in _choices(data))

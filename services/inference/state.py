@@ -2,6 +2,7 @@
 
 import asyncio
 
+from services.inference.answers import Answers
 from services.inference.engines.dialect import Description, EngineModel
 
 
@@ -13,6 +14,10 @@ class EngineState:
         models: What it serves, by name; empty until it has been asked.
         version: Its version; empty when unknown.
         in_flight: Requests of the proxy's that it works on now.
+        waiting: Requests that wait in the proxy for the engine to have room.
+        engine_generation: Counts the engine's starts as the proxy sees them; whoever sees one adds
+            1, for the prefix cache is then empty.
+        answers: What the proxy's own answers say of the engine.
         changed: Set when `is_up` changes; who waits for it clears it.
     """
 
@@ -21,6 +26,9 @@ class EngineState:
         self.models: dict[str, EngineModel] = {}
         self.version = ""
         self.in_flight = 0
+        self.waiting = 0
+        self.engine_generation = 0
+        self.answers = Answers()
         self.changed = asyncio.Event()
 
     def describe(self, description: Description) -> bool:

@@ -25,6 +25,17 @@ FINISH_REASONS: Mapping[str, "pb.FinishReason.ValueType"] = {
     "content_filter": pb.FINISH_REASON_CONTENT_FILTER,
 }
 
+_LEVELS: Mapping[int, str] = {
+    pb.OPTIMIZATION_LEVEL_LOW: "low",
+    pb.OPTIMIZATION_LEVEL_MEDIUM: "medium",
+    pb.OPTIMIZATION_LEVEL_HIGH: "high",
+}
+_PRIORITIES: Mapping[int, str] = {
+    pb.PRIORITY_LOW: "low",
+    pb.PRIORITY_NORMAL: "normal",
+    pb.PRIORITY_HIGH: "high",
+}
+
 _SAMPLING = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
 _OWN_FIELDS = frozenset({"stream", "stream_options"})
 
@@ -50,6 +61,7 @@ def to_openai(request: pb.ChatRequest, *, stream: bool) -> dict[str, Any]:
         )
     if request.HasField("response_format"):
         fields["response_format"] = _response_format(request.response_format)
+    _add_extensions(fields, request)
     if stream:
         fields["stream"] = True
         fields["stream_options"] = {"include_usage": True}
@@ -142,6 +154,21 @@ def _add_sampling(fields: dict[str, Any], sampling: pb.Sampling) -> None:
         fields["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
 
 
+def _add_extensions(fields: dict[str, Any], request: pb.ChatRequest) -> None:
+    if request.preferred_framework:
+        fields["preferred_framework"] = request.preferred_framework
+    if request.fallback_models:
+        fields["fallback_models"] = list(request.fallback_models)
+    if request.HasField("enable_caching"):
+        fields["enable_caching"] = request.enable_caching
+    if request.optimization_level:
+        fields["optimization_level"] = _LEVELS[request.optimization_level]
+    if request.priority:
+        fields["priority"] = _PRIORITIES[request.priority]
+    if request.session_id:
+        fields["session_id"] = request.session_id
+
+
 def to_response(data: dict[str, Any], model: str) -> pb.ChatResponse:
     """Returns OpenAI's answer as a typed one.
 
@@ -166,6 +193,8 @@ def to_response(data: dict[str, Any], model: str) -> pb.ChatResponse:
         )
     if isinstance(usage := data.get("usage"), dict):
         response.usage.CopyFrom(to_usage(tokens_of(usage)))
+    if metadata := data.get("gateway_metadata"):
+        response.gateway_metadata.CopyFrom(pb.GatewayMetadata(**metadata))
     return response
 
 

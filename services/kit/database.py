@@ -53,9 +53,10 @@ def make_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
 
 
 async def create_tables(engine: AsyncEngine, metadata: sa.MetaData) -> None:
-    """Makes the schema and the tables that are missing, waiting for the server to come up.
+    """Makes the schema, tables and columns that are missing, waiting for the server to come up.
 
-    Safe with several replicas that start at once.
+    Safe with several replicas that start at once. A table of an earlier version gets the columns
+    that it lacks, which must take NULL or have a `server_default`; nothing is changed or dropped.
 
     Raises:
         OSError: The server did not come up within 30 s.
@@ -71,6 +72,7 @@ async def create_tables(engine: AsyncEngine, metadata: sa.MetaData) -> None:
                 )
                 await connection.execute(CreateSchema(str(metadata.schema), if_not_exists=True))
                 await connection.run_sync(metadata.create_all)
+                await connection.run_sync(_add_columns, metadata)
             return
         except sa.exc.ProgrammingError:
             raise
@@ -80,6 +82,17 @@ async def create_tables(engine: AsyncEngine, metadata: sa.MetaData) -> None:
                 raise
             log.warning("waiting for PostgreSQL", extra={"error": str(error)})
             await asyncio.sleep(0.2)
+
+
+def _add_columns(connection: sa.Connection, metadata: sa.MetaData) -> None:
+    found = sa.inspect(connection)
+    for table in metadata.sorted_tables:
+        known = {column["name"] for column in found.get_columns(table.name, schema=table.schema)}
+        for column in table.columns:
+            if column.name not in known:
+                words = sa.schema.CreateColumn(column).compile(dialect=connection.dialect)
+                name = connection.dialect.identifier_preparer.format_table(table)
+                connection.execute(sa.text(f"ALTER TABLE {name} ADD COLUMN {words}"))
 
 
 @contextlib.asynccontextmanager

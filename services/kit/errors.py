@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, cast
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from infermesh.errors.v1 import errors_pb2
@@ -85,6 +86,7 @@ class MeshError(Exception):
             Example: `messages[0].role`.
         metadata: Facts for programs, put into `ErrorInfo.metadata`; what comes after 768 bytes
             is left out.
+        retry_after_s: After how many seconds it is worth another try, where that is known.
     """
 
     def __init__(
@@ -94,12 +96,14 @@ class MeshError(Exception):
         *,
         param: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = _cut(message, _MAX_MESSAGE_BYTES)
         self.param = None if param is None else _cut(param[:_MAX_PARAM_CHARS], _MAX_PARAM_BYTES)
         self.metadata = _bounded(metadata or {})
+        self.retry_after_s = retry_after_s
         self._form = FORMS[reason]
 
     @property
@@ -132,9 +136,13 @@ class MeshError(Exception):
         )
 
     def to_status(self) -> status_pb2.Status:
-        """Returns the status with `ErrorInfo`, and `BadRequest` where a field is at fault."""
+        """Returns the status with `ErrorInfo`.
+
+        With it go `BadRequest` where a field is at fault, and `RetryInfo` where it is known when
+        to try again.
+        """
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
-        details = [
+        details: list[Message] = [
             error_details_pb2.ErrorInfo(
                 reason=self.reason_name, domain=DOMAIN, metadata=self.metadata
             )
@@ -144,6 +152,9 @@ class MeshError(Exception):
                 field=self.param, description=self.message
             )
             details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+        if self.retry_after_s is not None:
+            delay = duration_pb2.Duration(seconds=self.retry_after_s)
+            details.append(error_details_pb2.RetryInfo(retry_delay=delay))
         for detail in details:
             packed = any_pb2.Any()
             packed.Pack(detail)
@@ -152,10 +163,13 @@ class MeshError(Exception):
 
     def trailers(self) -> tuple[tuple[str, str | bytes], ...]:
         """Returns the trailing metadata that carries both forms."""
-        return (
+        trailers: tuple[tuple[str, str | bytes], ...] = (
             ("grpc-status-details-bin", self.to_status().SerializeToString()),
             (headers.ERROR_BODY, self.openai_body()),
         )
+        if self.retry_after_s is not None:
+            trailers += ((headers.RETRY_AFTER, str(self.retry_after_s)),)
+        return trailers
 
 
 def _cut(text: str, limit: int) -> str:
@@ -196,15 +210,22 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> MeshError | None:
         status = status_pb2.Status.FromString(value)
         info = error_details_pb2.ErrorInfo()
         request = error_details_pb2.BadRequest()
-        param = None
+        retry = error_details_pb2.RetryInfo()
+        param = retry_after_s = None
         for detail in status.details:
             if detail.Is(info.DESCRIPTOR):
                 detail.Unpack(info)
             elif detail.Is(request.DESCRIPTOR) and detail.Unpack(request):
                 param = request.field_violations[0].field if request.field_violations else None
+            elif detail.Is(retry.DESCRIPTOR) and detail.Unpack(retry):
+                retry_after_s = retry.retry_delay.seconds
         name = "ERROR_REASON_" + info.reason
         if info.domain == DOMAIN and name in _NAMES:
             return MeshError(
-                _R.Value(name), status.message, param=param, metadata=dict(info.metadata)
+                _R.Value(name),
+                status.message,
+                param=param,
+                metadata=dict(info.metadata),
+                retry_after_s=retry_after_s,
             )
     return None

@@ -24,11 +24,17 @@ MODEL = "x-mesh-model"
 ERROR_BODY = "x-mesh-error"
 """Trailer with the error body in the caller's dialect; Envoy makes it the body for REST callers."""
 
+RETRY_AFTER = "retry-after"
+"""After how many seconds a refused call is worth another try; on refusals, in callers' sight."""
+
 DESTINATION = "x-gateway-destination-endpoint"
 """Addresses to try in order, `ip:port,ip:port`, set by routing (endpoint picker protocol)."""
 
 STREAM = "x-mesh-stream"
 """`false` where Envoy read in an OpenAI body that the caller wants no stream."""
+
+SOURCE = "x-mesh-source"
+"""The IP address from which a node joins, as Envoy sees it."""
 
 NODE = "x-mesh-node"
 """The node that answered, set by Envoy on the response."""

@@ -11,12 +11,16 @@ from infermesh.registry.v1 import model_service_pb2_grpc, node_service_pb2_grpc
 from services.kit.database import create_tables, make_engine
 from services.kit.guard import guarded
 from services.kit.server import App, Health
+from services.registry.attach import NodeStreams
+from services.registry.commands import Commands
+from services.registry.identity import CalledBack
 from services.registry.journal import Journal
 from services.registry.mesh import Mesh
 from services.registry.servicer_models import ModelServicer
 from services.registry.servicer_nodes import NodeServicer
 from services.registry.settings import RegistrySettings
 from services.registry.store_postgres import PostgresStore, metadata
+from services.registry.suspects import Suspects
 from services.registry.watchers import Watchers
 
 
@@ -32,11 +36,17 @@ def make_app(settings: RegistrySettings) -> App:
             journal = Journal(store)
             mesh = Mesh(journal, Watchers(), lease_s=settings.lease_s, clock=time.monotonic)
             mesh.restore(*await store.load())
+            commands = Commands()
+            streams = NodeStreams(
+                mesh,
+                commands,
+                CalledBack(),
+                Suspects(time.monotonic),
+                report_interval_s=settings.report_interval_s,
+                lease_s=settings.lease_s,
+            )
             node_service_pb2_grpc.add_NodeServiceServicer_to_server(
-                NodeServicer(
-                    mesh, report_interval_s=settings.report_interval_s, lease_s=settings.lease_s
-                ),
-                guarded(server),
+                NodeServicer(mesh, streams, commands), guarded(server)
             )
             model_service_pb2_grpc.add_ModelServiceServicer_to_server(
                 ModelServicer(mesh), guarded(server)

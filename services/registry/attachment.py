@@ -2,7 +2,9 @@
 
 import asyncio
 import enum
+from collections import deque
 
+from infermesh.registry.v1 import node_service_pb2 as pb
 from services.kit.errors import MeshError
 
 
@@ -15,17 +17,27 @@ class End(enum.Enum):
 
 
 class Attachment:
-    """Holds what a node is still to be told; only the latest wish counts."""
+    """Holds what a node is still to be told.
+
+    Of wishes to drain only the latest counts. Commands are told in order; how many there can be
+    is bounded by who sends them (`Commands`).
+    """
 
     def __init__(self, node_id: str) -> None:
         self.node_id = node_id
         self.end: End | MeshError | None = None
         self._drain: bool | None = None
+        self._messages: deque[pb.AttachNodeResponse] = deque()
         self._wake = asyncio.Event()
 
     def tell_drain(self, draining: bool) -> None:
         """Has the node told whether an operator drains it."""
         self._drain = draining
+        self._wake.set()
+
+    def send(self, message: pb.AttachNodeResponse) -> None:
+        """Has the node told this."""
+        self._messages.append(message)
         self._wake.set()
 
     def close(self, end: End | MeshError) -> None:
@@ -34,12 +46,14 @@ class Attachment:
             self.end = end
         self._wake.set()
 
-    async def next_drain(self) -> bool | None:
+    async def next_message(self) -> pb.AttachNodeResponse | None:
         """Waits for something to tell the node; returns None once the stream is to end."""
         while self.end is None:
-            await self._wake.wait()
-            self._wake.clear()
-            if self.end is None and self._drain is not None:
+            if self._drain is not None:
                 drain, self._drain = self._drain, None
-                return drain
+                return pb.AttachNodeResponse(drain_changed=pb.DrainChanged(draining=drain))
+            if self._messages:
+                return self._messages.popleft()
+            self._wake.clear()
+            await self._wake.wait()
         return None

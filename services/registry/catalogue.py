@@ -6,8 +6,12 @@ from datetime import UTC, datetime
 from infermesh.errors.v1 import errors_pb2
 from infermesh.registry.v1 import resources_pb2
 from services.kit.errors import MeshError
+from services.registry import refusals
 from services.registry.node import READY, LiveNode, timestamp
 from services.registry.store import ModelRow
+
+MAX_MODELS = 16_384
+"""How many models the catalogue holds at most."""
 
 
 class Catalogue:
@@ -63,7 +67,11 @@ class Catalogue:
         return any(node.online for node in self._nodes.get(name, {}).values())
 
     def new_rows(self, models: Iterable[resources_pb2.ServedModel]) -> list[ModelRow]:
-        """Returns the rows of those models that the catalogue does not have yet."""
+        """Returns the rows of those models that the catalogue does not have yet.
+
+        Raises:
+            MeshError: `FAILED_PRECONDITION` when it has no room for them.
+        """
         rows = {
             model.name: ModelRow(
                 model.name,
@@ -74,6 +82,8 @@ class Catalogue:
             for model in models
             if model.name not in self._models
         }
+        if rows and len(self._models) + len(rows) > MAX_MODELS:
+            raise refusals.too_many_models(MAX_MODELS)
         return list(rows.values())
 
     def row(self, name: str) -> ModelRow | None:

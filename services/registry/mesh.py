@@ -13,6 +13,7 @@ from services.registry.attachment import Attachment, End
 from services.registry.catalogue import Catalogue
 from services.registry.journal import Journal
 from services.registry.node import OFFLINE, LiveNode, joined, restored
+from services.registry.report_rules import check_load
 from services.registry.store import ModelRow, NodeRow
 from services.registry.watchers import Watchers
 
@@ -93,7 +94,7 @@ class Mesh:
                 belongs to another live node; `FAILED_PRECONDITION` when the mesh is full of
                 nodes that are not offline; `STORE_UNAVAILABLE`.
         """
-        self._check_join(join)
+        self.check_join(join)
         new_models = self.catalogue.new_rows(join.models)
         before = self._nodes.get(join.node_id)
         if before is None or new_models:
@@ -101,7 +102,7 @@ class Mesh:
             await self._journal.save([draft.row()], new_models)
             # Others may have joined meanwhile, and then this row is to go again.
             self._journal.note_node(join.node_id)
-            self._check_join(join)
+            self.check_join(join)
             before = self._nodes.get(join.node_id)
         if before is None and len(self._nodes) >= MAX_NODES:
             self._make_room()
@@ -123,10 +124,16 @@ class Mesh:
         return node.attachment
 
     def report(self, attachment: Attachment, report: node_service_pb2.NodeReport) -> None:
-        """Applies a report and renews the lease; does nothing on a stream that was replaced."""
+        """Applies a report and renews the lease; does nothing on a stream that was replaced.
+
+        Raises:
+            MeshError: `INVALID_ARGUMENT`: its numbers cannot be true. Nothing has changed.
+        """
         node = self._attached(attachment)
         if node is None:
             return
+        check_load(report.load, node.resource.load if node.has_load else None)
+        node.has_load = True
         node.lease_end = self._clock() + self._lease_s
         node.engine_up = report.engine_up
         node.self_draining = report.draining
@@ -135,11 +142,46 @@ class Mesh:
         self._set_state(node, node.online_state())
         self.watchers.node_changed(attachment.node_id)
 
+    def update(self, attachment: Attachment, update: node_service_pb2.NodeUpdate) -> None:
+        """Takes in what a node serves now; does nothing on a stream that was replaced.
+
+        New models are written as soon as the store answers.
+
+        Raises:
+            MeshError: `FAILED_PRECONDITION` when the catalogue is full. Nothing has changed.
+        """
+        node = self._attached(attachment)
+        if node is None:
+            return
+        self.catalogue.new_rows(update.models)
+        names = set(node.model_names)
+        self.catalogue.remove_node(node)
+        node.resource.engine_version = update.engine_version
+        del node.resource.models[:]
+        node.resource.models.extend(update.models)
+        self.catalogue.replace_node(None, node)
+        self._node_changed(node, names.union(node.model_names))
+
     def leave(self, attachment: Attachment) -> None:
         """Takes a node offline that left by itself."""
+        self.eject(attachment, "it left")
+
+    def eject(self, attachment: Attachment, reason: str) -> None:
+        """Takes a node offline at once; does nothing on a stream that was replaced."""
         node = self._attached(attachment)
         if node:
-            self._take_offline(node, "it left")
+            self._take_offline(node, reason)
+
+    def attachment(self, node_id: str) -> Attachment:
+        """Returns the stream of a node.
+
+        Raises:
+            MeshError: `NOT_FOUND`; `FAILED_PRECONDITION` when it has none now.
+        """
+        node = self._get(node_id)
+        if node.attachment is None or not node.online:
+            raise refusals.not_attached(node_id)
+        return node.attachment
 
     def detach(self, attachment: Attachment) -> None:
         """Notes that a stream ended. The lease decides what becomes of the node.
@@ -283,7 +325,8 @@ class Mesh:
         if holder.online:
             self._take_offline(holder, "another node took its address")
 
-    def _check_join(self, join: node_service_pb2.JoinNode) -> None:
+    def check_join(self, join: node_service_pb2.JoinNode) -> None:
+        """Checks a join, and gives its address the canonical form. Raises like `join`."""
         join.address = canonical_address(join.address)
         for holder in self._holders(join):
             # Without a stream the holder is but a lease that a machine left behind.

@@ -33,6 +33,7 @@ class LiveNode:
         self_draining: Whether the latest report said that the node is stopping.
         lease_end: When the node counts as offline, on the monotonic clock.
         attachment: The node's stream while it is open.
+        has_load: Whether `resource.load` was reported on this stream.
     """
 
     resource: resources_pb2.Node = field(default_factory=resources_pb2.Node)
@@ -41,6 +42,7 @@ class LiveNode:
     self_draining: bool = False
     lease_end: float = 0.0
     attachment: Attachment | None = None
+    has_load: bool = False
 
     @property
     def online(self) -> bool:
@@ -72,16 +74,15 @@ class LiveNode:
             address=node.address,
             engine=node.engine,
             engine_version=node.engine_version,
-            models=tuple(
-                ServedModelRow(model.name, tuple(model.capabilities), model.context_length)
-                for model in node.models
-            ),
+            models=tuple(map(_model_row, node.models)),
             draining=self.drain_wished,
             state=node.state,
             join_time=node.join_time.ToDatetime(UTC),
             last_report_time=(
                 node.report_time.ToDatetime(UTC) if node.HasField("report_time") else None
             ),
+            labels=dict(node.labels),
+            tier=node.tier,
         )
 
 
@@ -101,6 +102,8 @@ def joined(
             engine_version=join.engine_version,
             models=join.models,
             join_time=timestamp(join_time),
+            labels=join.labels,
+            tier=join.tier,
         )
     )
     if before is not None:
@@ -129,16 +132,32 @@ def restored(row: NodeRow) -> LiveNode:
                     name=model.name,
                     capabilities=[_capability(number) for number in model.capabilities],
                     context_length=model.context_length,
+                    base_model=model.base_model,
+                    input_price=model.input_price,
+                    output_price=model.output_price,
                 )
                 for model in row.models
             ],
             state=resources_pb2.NodeState.ValueType(row.state),
             report_time=timestamp(row.last_report_time) if row.last_report_time else None,
             join_time=timestamp(row.join_time),
+            labels=row.labels,
+            tier=row.tier,
         ),
         drain_wished=row.draining,
         engine_up=row.state == READY,
         self_draining=row.state == DRAINING and not row.draining,
+    )
+
+
+def _model_row(model: resources_pb2.ServedModel) -> ServedModelRow:
+    return ServedModelRow(
+        model.name,
+        tuple(model.capabilities),
+        model.context_length,
+        model.base_model,
+        model.input_price if model.HasField("input_price") else None,
+        model.output_price if model.HasField("output_price") else None,
     )
 
 

@@ -4,6 +4,10 @@ from infermesh.errors.v1 import errors_pb2
 from services.kit.errors import MeshError
 
 
+class UntrueError(MeshError):
+    """A node said what is not so; who does that too often is a suspect."""
+
+
 def no_node(node_id: str) -> MeshError:
     """Returns the error for a node that is not in the mesh."""
     return MeshError(
@@ -29,6 +33,78 @@ def not_offline(node_id: str) -> MeshError:
 def deleted(node_id: str) -> MeshError:
     """Returns the error with which the stream of a deleted node ends."""
     return _not_now(f"The node `{node_id}` was deleted while it was offline.", node_id=node_id)
+
+
+def somebody_else(node_id: str, address: str) -> MeshError:
+    """Returns the error for a join with an address at which the node is not to be found."""
+    return UntrueError(
+        errors_pb2.ERROR_REASON_FAILED_PRECONDITION,
+        f"Another than the node `{node_id}` answers at {address}: it joined with an address that "
+        "is not its own. See --listen and --advertise.",
+        metadata={"node_id": node_id, "address": address},
+    )
+
+
+def foreign_loopback(address: str, source: str) -> MeshError:
+    """Returns the error for a join from elsewhere with an address of the mesh's own machine."""
+    return UntrueError(
+        errors_pb2.ERROR_REASON_INVALID_ARGUMENT,
+        f"join.address: {address} is the mesh's own machine, and the node is on {source}. "
+        "See --advertise.",
+        param="join.address",
+    )
+
+
+def nobody_there(node_id: str, address: str) -> MeshError:
+    """Returns the error for a join with an address at which nobody answers."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_SERVICE_UNAVAILABLE,
+        f"The mesh cannot reach the node `{node_id}` at {address}. See --listen and --advertise.",
+        metadata={"node_id": node_id, "address": address},
+    )
+
+
+def suspect(node_id: str, lies: int, last: str, wait_s: int) -> MeshError:
+    """Returns the error for a node that was refused too often of late."""
+    return _not_now(
+        f"The node `{node_id}` was refused {lies} times within a minute and may try again in "
+        f"{wait_s} s. The latest reason: {last}",
+        node_id=node_id,
+        retry_after_s=str(wait_s),
+    )
+
+
+def bad_load(field: str, message: str) -> MeshError:
+    """Returns the error for a number in a report that cannot be true."""
+    return UntrueError(
+        errors_pb2.ERROR_REASON_INVALID_ARGUMENT,
+        f"report.load.{field}: {message}",
+        param=f"report.load.{field}",
+    )
+
+
+def too_many_models(max_models: int) -> MeshError:
+    """Returns the error for one model too many."""
+    return _not_now(f"The catalogue holds {max_models} models already; delete some first.")
+
+
+def not_attached(node_id: str) -> MeshError:
+    """Returns the error for a command to a node that cannot be told it now."""
+    return _not_now(f"The node `{node_id}` is not connected to the mesh now.", node_id=node_id)
+
+
+def left_meanwhile(node_id: str) -> MeshError:
+    """Returns the error for a command whose node lost its stream in the middle."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_SERVICE_UNAVAILABLE,
+        f"The node `{node_id}` lost its connection to the mesh in the middle of the command.",
+        metadata={"node_id": node_id},
+    )
+
+
+def busy(node_id: str, max_commands: int) -> MeshError:
+    """Returns the error for one command too many."""
+    return _not_now(f"The node `{node_id}` runs {max_commands} commands already.", node_id=node_id)
 
 
 def full(max_nodes: int) -> MeshError:

@@ -1,26 +1,17 @@
 """NodeService over gRPC."""
 
-import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable
-from typing import Any, cast
+from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
-from google.protobuf import duration_pb2, empty_pb2
+from google.protobuf import empty_pb2
 
-from infermesh.errors.v1 import errors_pb2
 from infermesh.registry.v1 import node_service_pb2 as pb
 from infermesh.registry.v1 import node_service_pb2_grpc, resources_pb2
-from services.kit.errors import MeshError
-from services.registry.attachment import Attachment, End
+from services.registry.attach import Context, NodeStreams, on_end
+from services.registry.commands import Commands
 from services.registry.mesh import Mesh
 from services.registry.watchers import Changes
-
-log = logging.getLogger(__name__)
-
-_Context = grpc.aio.ServicerContext[Any, Any]
-
-_LEAVE_GRACE_S = 0.05
 
 
 class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
@@ -28,100 +19,96 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
 
     Args:
         mesh: The nodes.
-        report_interval_s: How often nodes are to report.
-        lease_s: The lease that nodes are told.
+        streams: The nodes' streams.
+        commands: What operators have nodes do.
     """
 
-    def __init__(self, mesh: Mesh, *, report_interval_s: float, lease_s: float) -> None:
+    def __init__(self, mesh: Mesh, streams: NodeStreams, commands: Commands) -> None:
         self._mesh = mesh
-        self._joined = pb.AttachNodeResponse(
-            joined=pb.NodeJoined(
-                report_interval=_duration(report_interval_s), lease=_duration(lease_s)
-            )
-        )
+        self._streams = streams
+        self._commands = commands
 
     async def AttachNode(
-        self, request_iterator: AsyncIterator[pb.AttachNodeRequest], context: _Context
+        self, request_iterator: AsyncIterator[pb.AttachNodeRequest], context: Context
     ) -> AsyncIterator[pb.AttachNodeResponse]:
         """Joins a node for as long as its stream lives."""
-        first = await anext(request_iterator, None)
-        if first is None or not first.HasField("join"):
-            raise _out_of_order("The first message must be `join`.")
-        attachment = await self._mesh.join(first.join)
-        reader = asyncio.create_task(self._read(request_iterator, attachment))
+        async for response in self._streams.attach(request_iterator, context):
+            yield response
 
-        def ended() -> None:
-            reader.cancel()
-            self._mesh.detach(attachment)
-
-        _on_end(context, ended)
-        yield self._joined
-        while (draining := await attachment.next_drain()) is not None:
-            yield pb.AttachNodeResponse(drain_changed=pb.DrainChanged(draining=draining))
-        if isinstance(attachment.end, MeshError):
-            raise attachment.end
-        if attachment.end is End.REPLACED:
-            await context.abort(
-                grpc.StatusCode.ABORTED, "Another stream with this node_id took over."
-            )
-        if attachment.end is End.STOPPING:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "The registry is stopping.")
-
-    async def _read(
-        self, requests: AsyncIterator[pb.AttachNodeRequest], attachment: Attachment
-    ) -> None:
-        try:
-            async for request in requests:
-                if request.HasField("join"):
-                    raise _out_of_order("`join` comes first and once.")
-                self._mesh.report(attachment, request.report)
-        except MeshError as error:
-            attachment.close(error)
-            return
-        except grpc.aio.AbortError:
-            return
-        except Exception:
-            log.exception("reading a node's stream failed", extra={"node_id": attachment.node_id})
-            attachment.close(
-                MeshError(errors_pb2.ERROR_REASON_INTERNAL, "The registry failed to read a report.")
-            )
-            return
-        # A broken stream ends the iterator too, and cancels the call, and so this, right after.
-        await asyncio.sleep(_LEAVE_GRACE_S)
-        self._mesh.leave(attachment)
-        attachment.close(End.LEFT)
-
-    async def ListNodes(self, request: pb.ListNodesRequest, context: _Context) -> Any:
+    async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> Any:
         """Lists the nodes by id."""
-        return pb.ListNodesResponse(nodes=self._mesh.nodes())
+        return pb.ListNodesResponse(nodes=map(self._with_commands, self._mesh.nodes()))
 
-    async def GetNode(self, request: pb.GetNodeRequest, context: _Context) -> resources_pb2.Node:
+    async def GetNode(self, request: pb.GetNodeRequest, context: Context) -> resources_pb2.Node:
         """Returns one node."""
-        return self._mesh.node(request.node_id)
+        return self._with_commands(self._mesh.node(request.node_id))
 
-    async def DrainNode(
-        self, request: pb.DrainNodeRequest, context: _Context
-    ) -> resources_pb2.Node:
+    async def DrainNode(self, request: pb.DrainNodeRequest, context: Context) -> resources_pb2.Node:
         """Stops new traffic to a node."""
         return await self._mesh.set_drain(request.node_id, True)
 
     async def ResumeNode(
-        self, request: pb.ResumeNodeRequest, context: _Context
+        self, request: pb.ResumeNodeRequest, context: Context
     ) -> resources_pb2.Node:
         """Lets traffic to a drained node again."""
         return await self._mesh.set_drain(request.node_id, False)
 
-    async def DeleteNode(self, request: pb.DeleteNodeRequest, context: _Context) -> empty_pb2.Empty:
+    async def DeleteNode(self, request: pb.DeleteNodeRequest, context: Context) -> empty_pb2.Empty:
         """Forgets a node that is offline."""
         await self._mesh.delete_node(request.node_id)
         return empty_pb2.Empty()
 
+    async def LoadModel(
+        self, request: pb.LoadModelRequest, context: Context
+    ) -> AsyncIterator[pb.LoadModelResponse]:
+        """Has a node's engine take a model into its memory."""
+        command = pb.NodeCommand(load_model=request)
+        what = f"load {request.model}"
+        async for progress in self._run(request.node_id, command, "model", what, context):
+            yield pb.LoadModelResponse(progress=progress.model)
+
+    async def UnloadModel(
+        self, request: pb.UnloadModelRequest, context: Context
+    ) -> AsyncIterator[pb.UnloadModelResponse]:
+        """Has a node's engine drop a model from its memory."""
+        command = pb.NodeCommand(unload_model=request)
+        what = f"unload {request.model}"
+        async for progress in self._run(request.node_id, command, "model", what, context):
+            yield pb.UnloadModelResponse(progress=progress.model)
+
+    async def BenchmarkNode(
+        self, request: pb.BenchmarkNodeRequest, context: Context
+    ) -> AsyncIterator[pb.BenchmarkNodeResponse]:
+        """Has a node put load on its own engine."""
+        command = pb.NodeCommand(benchmark=request)
+        what = f"benchmark {request.model}"
+        async for progress in self._run(request.node_id, command, "benchmark", what, context):
+            yield progress.benchmark
+
+    async def _run(
+        self, node_id: str, command: pb.NodeCommand, kind: str, what: str, context: Context
+    ) -> AsyncIterator[pb.CommandProgress]:
+        attachment = self._mesh.attachment(node_id)
+        running = self._commands.run(attachment, command, kind, what)
+        on_end(context, lambda: self._commands.abandon(command.command_id))
+        async for progress in running:
+            yield progress
+
+    def _with_commands(self, node: resources_pb2.Node) -> resources_pb2.Node:
+        commands = self._commands.running_on(node.node_id)
+        if not commands:
+            return node
+        shown = resources_pb2.Node()
+        shown.CopyFrom(node)
+        shown.commands.extend(commands)
+        return shown
+
     async def WatchMesh(
-        self, request: pb.WatchMeshRequest, context: _Context
+        self, request: pb.WatchMeshRequest, context: Context
     ) -> AsyncIterator[pb.WatchMeshResponse]:
         """Streams the mesh and every change."""
         watcher = self._mesh.watchers.add()
-        _on_end(context, lambda: self._mesh.watchers.remove(watcher))
+        on_end(context, lambda: self._mesh.watchers.remove(watcher))
         yield pb.WatchMeshResponse(
             synced=True, models=self._mesh.catalogue.all(), nodes=self._mesh.nodes()
         )
@@ -137,23 +124,3 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
             nodes=[self._mesh.node(node_id) for node_id in sorted(changes.nodes)],
             deleted_node_ids=sorted(changes.deleted_nodes),
         )
-
-
-def _on_end(context: _Context, act: Callable[[], None]) -> None:
-    """Has `act` run however the call ends; a `finally` may wait for the garbage collector."""
-
-    def ended(_: Any) -> None:
-        act()
-
-    # The stubs declare the callback's type as a class, not as a protocol.
-    context.add_done_callback(cast(Any, ended))
-
-
-def _duration(seconds: float) -> duration_pb2.Duration:
-    duration = duration_pb2.Duration()
-    duration.FromMicroseconds(round(seconds * 1_000_000))
-    return duration
-
-
-def _out_of_order(message: str) -> MeshError:
-    return MeshError(errors_pb2.ERROR_REASON_INVALID_ARGUMENT, message, param="join")

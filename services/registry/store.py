@@ -1,18 +1,27 @@
 """What the registry keeps on disk, and the contract of whatever keeps it."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
 
 @dataclass(frozen=True)
 class ServedModelRow:
-    """A model as one node serves it; `capabilities` are `Capability` numbers."""
+    """A model as one node serves it; `capabilities` are `Capability` numbers.
+
+    Attributes:
+        base_model: The model that a LoRA adapter changes; empty for others.
+        input_price: US dollars for a million tokens of the prompt; None is unknown.
+        output_price: US dollars for a million tokens of the answer; None is unknown.
+    """
 
     name: str
     capabilities: tuple[int, ...]
     context_length: int
+    base_model: str = ""
+    input_price: float | None = None
+    output_price: float | None = None
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,8 @@ class NodeRow:
         draining: Whether an operator drains the node.
         state: A `NodeState` number.
         last_report_time: The latest report at the time of writing, not the latest there was.
+        labels: What the operator says of the node.
+        tier: Nodes of a lower tier are preferred.
     """
 
     node_id: str
@@ -34,6 +45,8 @@ class NodeRow:
     state: int
     join_time: datetime
     last_report_time: datetime | None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    tier: int = 0
 
 
 @dataclass(frozen=True)

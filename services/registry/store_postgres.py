@@ -34,6 +34,8 @@ _node = sa.Table(
     sa.Column("state", sa.SmallInteger, nullable=False),
     sa.Column("join_time", sa.DateTime(timezone=True), nullable=False),
     sa.Column("last_report_time", sa.DateTime(timezone=True)),
+    sa.Column("labels", JSONB, nullable=False, server_default="{}"),
+    sa.Column("tier", sa.SmallInteger, nullable=False, server_default="0"),
 )
 
 
@@ -87,7 +89,7 @@ def _upsert(table: sa.Table, keep: Sequence[str] = ()) -> sa.Executable:
 
 def _node_row(row: Any) -> NodeRow:
     models = tuple(
-        ServedModelRow(model["name"], tuple(model["capabilities"]), model["context_length"])
+        ServedModelRow(**{**model, "capabilities": tuple(model["capabilities"])})
         for model in row["models"]
     )
     return NodeRow(**{**row, "models": models})

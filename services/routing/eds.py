@@ -11,7 +11,8 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf import any_pb2
 
 from infermesh.registry.v1 import resources_pb2
-from services.routing.view import MeshView, NodeView
+from services.routing.node import NodeView
+from services.routing.view import MeshView
 
 log = logging.getLogger(__name__)
 

@@ -1,25 +1,68 @@
 """Makes a routing decision: filter, score, pick."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from infermesh.errors.v1 import errors_pb2
-from services.kit.errors import MeshError
-from services.routing.plugins import Call, Filter, Picker, Scorer
-from services.routing.view import MeshView, NodeView
+from services.routing.balance import Balance, may_draw
+from services.routing.node import NodeView
+from services.routing.plugins import Call
+from services.routing.policy import Plan
+from services.routing.pools import Pools, Tier
+from services.routing.pressure import pressures
+from services.routing.prompt import Prompt
+from services.routing.refusals import nothing_for
+from services.routing.request import Request
+from services.routing.sampling import ALL_SCORED, sample
+from services.routing.view import MeshView
 
-MAX_ADDRESSES = 4
-"""How many nodes a call is given to try; Envoy tries no more than a few."""
+MAX_ADDRESSES = 8
+"""How many nodes a call is given to try at most."""
+
+_PER_TIER = 4
+"""How many of them are of one tier and model."""
+
+_MEAN_KEPT_S = 0.05
+
+OnDecision = Callable[[NodeView, Prompt | None], None]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Rated:
-    """One node in a decision; `refusal` is empty and `score` counts when it is eligible."""
+    """A node in a decision.
+
+    Attributes:
+        node: The node.
+        model: What it would answer with.
+        score: 0 to 1, the weighted mean over the scorers that told nodes apart.
+        scores: Theirs, by name.
+        pressure: How busy it is.
+        cached: Which share of the prompt it is taken to have cached.
+    """
 
     node: NodeView
+    model: str
     score: float
-    refusal: str
-    reported_load: int | None
+    scores: dict[str, float]
+    pressure: float
+    cached: float
+
+
+@dataclass(slots=True)
+class Decision:
+    """Where a call goes.
+
+    Attributes:
+        nodes: The nodes to try, best first.
+        models: The models to answer with, best first.
+        expected_cached: Which share of the prompt the first node is taken to have cached; None
+            where the prompt is not known.
+        rated: All nodes that were scored, where the call asked to see them.
+    """
+
+    nodes: list[NodeView] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
+    expected_cached: float | None = None
+    rated: list[Rated] = field(default_factory=list)
 
 
 class Scheduler:
@@ -27,102 +70,162 @@ class Scheduler:
 
     Args:
         view: The nodes.
-        filters: Each may refuse a node.
-        scorers: With their weights; a node's score is the weighted mean.
-        picker: Orders the eligible nodes.
+        pools: Finds those that may take a call.
         clock: A monotonic clock in seconds.
     """
 
-    def __init__(
-        self,
-        view: MeshView,
-        *,
-        filters: Sequence[Filter],
-        scorers: Sequence[tuple[Scorer, float]],
-        picker: Picker,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, view: MeshView, pools: Pools, clock: Callable[[], float]) -> None:
         self._view = view
-        self._filters = filters
-        self._scorers = scorers
-        self._total_weight = sum(weight for _, weight in scorers)
-        self._picker = picker
+        self._pools = pools
         self._clock = clock
+        self._index = view.index
+        self._balance = Balance(clock())
         self._decisions = 0
+        self._listener: OnDecision | None = None
 
-    def decide(self, model: str) -> list[NodeView]:
-        """Chooses nodes for a call, best first, and counts the call as sent to the first.
+    def on_decision(self, listener: OnDecision) -> None:
+        """Has `listener` told of each decision: its node, and the prompt where one is known."""
+        self._listener = listener
 
-        Returns:
-            At least one and at most `MAX_ADDRESSES` nodes.
+    def decide(self, request: Request, plan: Plan) -> Decision:
+        """Chooses nodes for a call, and counts the call as sent to the first.
 
         Raises:
-            MeshError: `MODEL_NOT_FOUND` or `NO_NODE_AVAILABLE`.
+            MeshError: `MODEL_NOT_FOUND`, `NO_NODE_AVAILABLE`, or `OVERLOADED`.
         """
-        call = Call(model, self._clock())
-        refusal = self._refusal
-        nodes = [node for node in self._view.hosting(model) if not refusal(node, call)]
-        if not nodes:
-            raise self._nothing(model)
-        if len(nodes) > 1:
-            scores = self._scores(nodes, call)
-            nodes = [nodes[i] for i in self._picker.order(nodes, scores)[:MAX_ADDRESSES]]
+        now = self._clock()
+        decision = self._choose(request, plan, now, show=request.debug)
+        first = decision.nodes[0]
         self._decisions += 1
-        nodes[0].last_picked = self._decisions
-        nodes[0].sent.add(call.now)
-        return nodes
+        first.last_picked = self._decisions
+        self.count(first, 1, now)
+        prompt = request.prompt(decision.models[0]) if plan.needs_prompt else None
+        if prompt is not None and not prompt.blocks:
+            prompt = None
+        if self._listener is not None:
+            self._listener(first, prompt)
+        if prompt is not None:
+            if not decision.expected_cached:
+                first.last_cold = self._decisions
+            self._index.insert(first.number, prompt.blocks, prompt.ends, prompt.size)
+        return decision
 
-    def explain(self, model: str) -> list[Rated]:
-        """Rates every node that hosts the model as `decide` would now; counts nothing.
+    def explain(self, request: Request, plan: Plan) -> Decision:
+        """Decides as `decide` would now and shows all scores; counts nothing.
 
         Raises:
-            MeshError: `MODEL_NOT_FOUND`.
+            MeshError: As `decide`.
         """
-        if not self._view.knows(model):
-            raise self._nothing(model)
-        call = Call(model, self._clock())
-        hosting = self._view.hosting(model)
-        refusals = [self._refusal(node, call) for node in hosting]
-        nodes = [node for node, why in zip(hosting, refusals, strict=True) if not why]
-        scores = self._scores(nodes, call)
-        rated = [
-            Rated(nodes[i], scores[i], "", nodes[i].load(call.now))
-            for i in self._picker.order(nodes, scores)
-        ]
-        refused = [
-            Rated(node, 0.0, why, node.load(call.now))
-            for node, why in zip(hosting, refusals, strict=True)
-            if why
-        ]
-        return rated + refused
+        return self._choose(request, plan, self._clock(), show=True)
 
-    def _refusal(self, node: NodeView, call: Call) -> str:
-        for one in self._filters:
-            if why := one.refusal(node, call):
-                return why
-        return ""
+    def count(self, node: NodeView, calls: int, now: float) -> None:
+        """Counts calls as sent to a node, by this replica or another."""
+        node.sent.add(now, calls)
+        node.drawn += calls * self._balance.weight(now, self._view.all_nodes())
 
-    def _scores(self, nodes: Sequence[NodeView], call: Call) -> Sequence[float]:
-        for node in nodes:
-            node.sent.forget(call.now)
-        if len(self._scorers) == 1:
-            return self._scorers[0][0].scores(nodes, call)
-        totals = [0.0] * len(nodes)
-        for scorer, weight in self._scorers:
-            for i, score in enumerate(scorer.scores(nodes, call)):
-                totals[i] += score * weight / self._total_weight
-        return totals
+    def moved(self, decision: Decision, address: str) -> NodeView | None:
+        """Counts a call as sent to another of its nodes, which it returns: the first failed."""
+        for node in decision.nodes[1:]:
+            if node.address == address:
+                self.count(node, 1, self._clock())
+                return node
+        return None
 
-    def _nothing(self, model: str) -> MeshError:
-        if not self._view.knows(model):
-            return MeshError(
-                errors_pb2.ERROR_REASON_MODEL_NOT_FOUND,
-                f"The model `{model}` does not exist or you do not have access to it.",
-                param="model",
-                metadata={"model": model},
-            )
-        return MeshError(
-            errors_pb2.ERROR_REASON_NO_NODE_AVAILABLE,
-            f"No node serves the model `{model}` now. Try again later.",
-            metadata={"model": model},
+    def mean_ttft(self, nodes: Sequence[NodeView]) -> float | None:
+        """Returns the mean reported time to the first token in seconds; None where none tells."""
+        now = self._clock()
+        known = [told[0] for node in nodes if (told := node.time_to_first_token(now))]
+        return sum(known) / len(known) if known else None
+
+    def _choose(self, request: Request, plan: Plan, now: float, *, show: bool) -> Decision:
+        decision = Decision()
+        full: list[NodeView] = []
+        limit = 0.0 if request.is_urgent else plan.policy.max_pressure
+        for number, model in enumerate(request.models):
+            before = len(decision.nodes)
+            for tier in self._pools.tiers(
+                model, plan, request.framework, request.needs, is_fallback=number > 0
+            ):
+                room = MAX_ADDRESSES - len(decision.nodes)
+                if room <= 0:
+                    break
+                if request.subset is not None:
+                    tier = Tier([node for node in tier.nodes if node.address in request.subset])
+                    if not tier.nodes:
+                        continue
+                call = Call(model, now, session=request.session)
+                ranked = self._rank(tier, call, request, plan, decision.rated if show else None)
+                nodes = _with_room(ranked, now, limit, full) if limit else ranked
+                if nodes and not decision.nodes and call.prompt is not None:
+                    decision.expected_cached = call.share(nodes[0])
+                decision.nodes.extend(nodes[: min(room, _PER_TIER)])
+            if len(decision.nodes) > before:
+                decision.models.append(model)
+        if not decision.nodes:
+            raise nothing_for(self._view, request.models, full, now)
+        return decision
+
+    def _rank(
+        self, tier: Tier, call: Call, request: Request, plan: Plan, shown: list[Rated] | None
+    ) -> list[NodeView]:
+        """Returns nodes of a tier, best first; adds their scores to `shown`."""
+        nodes = tier.nodes
+        if plan.needs_prompt:
+            call.prompt = request.prompt(call.model)
+            if call.prompt is not None and call.prompt.blocks:
+                match = self._index.match(call.prompt.blocks)
+                call.match = [(both, n) for bits, n in match if (both := bits & tier.mask)]
+        if len(nodes) > ALL_SCORED and shown is None:
+            nodes = sample(self._view, tier, call, by_session=plan.needs_session)
+        if len(nodes) == 1 and shown is None:
+            return [nodes[0]]
+        call.pressures = pressures(nodes, call.now)
+        call.may_draw = may_draw(
+            nodes,
+            call.pressures,
+            self._mean_pressure(tier, nodes, call),
+            plan.policy.load_factor,
+            self._balance.weight(call.now, self._view.all_nodes()),
         )
+        totals = [0.0] * len(nodes)
+        said: list[tuple[str, Sequence[float]]] = []
+        spoken = 0.0
+        for name, scorer, weight in plan.scorers:
+            scores = scorer.scores(nodes, call)
+            if scores is not None:
+                spoken += weight
+                said.append((name, scores))
+                totals = [total + weight * each for total, each in zip(totals, scores, strict=True)]
+        order = plan.picker.order(nodes, totals)
+        if shown is not None:
+            for i in order:
+                scores_of = {name: scores[i] for name, scores in said}
+                score = totals[i] / (spoken or 1.0)
+                share = call.share(nodes[i])
+                shown.append(
+                    Rated(nodes[i], call.model, score, scores_of, call.pressures[i], share)
+                )
+        return [nodes[i] for i in order]
+
+    def _mean_pressure(self, tier: Tier, nodes: Sequence[NodeView], call: Call) -> float:
+        if len(nodes) == len(tier.nodes):
+            return sum(call.pressures) / len(nodes)
+        if call.now >= tier.pressure_until:
+            tier.pressure = sum(pressures(tier.nodes, call.now)) / len(tier.nodes)
+            tier.pressure_until = call.now + _MEAN_KEPT_S
+        return tier.pressure
+
+
+def _with_room(
+    nodes: Sequence[NodeView], now: float, limit: float, full: list[NodeView]
+) -> list[NodeView]:
+    """Returns the nodes whose queues are not full; adds the others to `full`."""
+    free = []
+    for node in nodes:
+        # Only a node that says so itself is full: what was sent since may be done already.
+        load = node.load(now)
+        if load is not None and node.slots and load > limit * node.slots:
+            full.append(node)
+        else:
+            free.append(node)
+    return free

@@ -25,16 +25,16 @@ class SentCounter:
         self.total = 0
         """Calls that are counted now."""
 
-    def add(self, now: float) -> None:
-        """Counts a call."""
+    def add(self, now: float, calls: int = 1) -> None:
+        """Counts calls."""
         slices = self._slices
         if slices and now - slices[-1][0] < SLICE_S:
-            slices[-1][1] += 1
+            slices[-1][1] += calls
         else:
             if len(slices) == slices.maxlen:
                 self.total -= int(slices[0][1])
-            slices.append([now, 1])
-        self.total += 1
+            slices.append([now, calls])
+        self.total += calls
 
     def settle(self, reported_at: float) -> None:
         """Takes away the calls that a report which arrived at `reported_at` includes."""

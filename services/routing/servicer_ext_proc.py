@@ -1,4 +1,4 @@
-"""Envoy's external processing protocol: one decision per call, from its headers alone."""
+"""Envoy's external processing protocol, as an endpoint picker speaks it."""
 
 import logging
 from typing import Any
@@ -7,72 +7,95 @@ import grpc
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
 from infermesh.errors.v1 import errors_pb2
-from services.kit import headers
 from services.kit.errors import MeshError
+from services.kit.grpc_server import GrpcServer
 from services.routing import replies
-from services.routing.scheduler import Scheduler
+from services.routing.facts import Facts
+from services.routing.gateway import facts_of
+from services.routing.picking import Picking
+from services.routing.router import Outcome, Router
 from services.routing.view import MeshView
 
 log = logging.getLogger(__name__)
 
 SERVICE_NAME = "envoy.service.ext_proc.v3.ExternalProcessor"
 
-_ORIGINAL_PATH = "x-envoy-original-path"
+ONE_MESSAGE = ("x-mesh-ext-proc", "headers")
+"""The metadata by which our own Envoy says that it sends request headers and nothing else."""
+
+_PATH = f"/{SERVICE_NAME}/Process"
 
 
-class ExternalProcessor:
-    """Answers the one message that Envoy sends per call.
+class ExternalProcessor(grpc.GenericRpcHandler):
+    """Answers gateways that ask where a call goes.
+
+    `Process` is a stream in the proto. Our own Envoy sends one message, so it is served as a call
+    of one message and one answer, which looks the same on the wire and takes half the time of a
+    stream; the end of the stream tells Envoy that nothing more follows. It says so by
+    `ONE_MESSAGE`; every other gateway gets the stream.
 
     Args:
         view: The mesh.
-        scheduler: Chooses nodes.
+        router: Decides.
     """
 
-    def __init__(self, view: MeshView, scheduler: Scheduler) -> None:
+    def __init__(self, view: MeshView, router: Router) -> None:
         self._view = view
-        self._scheduler = scheduler
+        self._router = router
+        self._unary: Any = None
+        self._stream: Any = grpc.stream_stream_rpc_method_handler(
+            self._process_stream, request_deserializer=pb.ProcessingRequest.FromString
+        )
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Adds the protocol to a server.
+        """Adds the protocol to a server."""
+        # A plain function costs no task, where the server can call one.
+        process: Any = self.process if isinstance(server, GrpcServer) else self._process_async
+        self._unary = grpc.unary_unary_rpc_method_handler(
+            process, request_deserializer=pb.ProcessingRequest.FromString
+        )
+        server.add_generic_rpc_handlers((self,))
 
-        `Process` is a stream in the proto. Envoy sends request headers and nothing else, so it is
-        served as a call of one message and one answer, which looks the same on the wire and takes
-        half the time of a stream; the end of the stream tells Envoy that nothing more follows.
-        """
-        handler: Any = grpc.unary_unary_rpc_method_handler(
-            self.process, request_deserializer=pb.ProcessingRequest.FromString
-        )
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE_NAME, {"Process": handler}),)
-        )
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Returns the handler of a call; None for other methods."""
+        if handler_call_details.method != _PATH:
+            return None
+        metadata: Any = handler_call_details.invocation_metadata
+        return self._unary if ONE_MESSAGE in metadata else self._stream
 
     def process(self, request: pb.ProcessingRequest, context: object) -> bytes:
-        """Returns the encoded `ProcessingResponse`."""
-        model, rest = _read(request)
-        # Without a model there is nothing to choose by, and before the first view nothing to
-        # choose from.
-        if not model or not self._view.synced:
+        """Answers the one message of our own Envoy with an encoded `ProcessingResponse`."""
+        facts = facts_of(request)
+        outcome = self.decide(facts)
+        if outcome is None:
             return replies.CONTINUE
+        if isinstance(outcome, MeshError):
+            return replies.refusal(outcome, rest=facts.is_rest)
+        return replies.destination(outcome, debug=facts.debug)
+
+    def decide(self, facts: Facts) -> Outcome | MeshError | None:
+        """Returns where a call goes, why it is refused, or None where there is nothing to decide.
+
+        Without a model there is nothing to choose by, and before the first view nothing to choose
+        from.
+        """
+        if not facts.model or not self._view.synced:
+            return None
         try:
-            nodes = self._scheduler.decide(model)
+            return self._router.route(facts)
         except MeshError as error:
-            return replies.refusal(error, rest=rest)
+            return error
         except Exception:
             log.exception("a decision failed")
-            fault = MeshError(
-                errors_pb2.ERROR_REASON_INTERNAL, "The mesh failed to route the call."
-            )
-            return replies.refusal(fault, rest=rest)
-        return replies.destination(tuple([node.address for node in nodes]))
+            return MeshError(errors_pb2.ERROR_REASON_INTERNAL, "The mesh failed to route the call.")
 
+    async def _process_async(self, request: pb.ProcessingRequest, context: object) -> bytes:
+        return self.process(request, context)
 
-def _read(request: pb.ProcessingRequest) -> tuple[str, bool]:
-    """Returns the model, and whether the caller speaks REST: the transcoder notes its path."""
-    model, rest = "", False
-    for header in request.request_headers.headers.headers:
-        key = header.key
-        if key == headers.MODEL:
-            model = (header.raw_value or header.value.encode()).decode(errors="replace")
-        elif key == _ORIGINAL_PATH:
-            rest = True
-    return model, rest
+    async def _process_stream(self, requests: Any, context: object) -> Any:
+        picking = Picking(self.decide, self._router.served)
+        async for request in requests:
+            for reply in picking.on_message(request):
+                yield reply
+            if picking.is_over:
+                return

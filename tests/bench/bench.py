@@ -1,8 +1,8 @@
 """Measures what the mesh adds to an engine: `make bench`.
 
-The engine is a simulator (tests/bench/simulator.py) that answers at once, so that the figures are
-the mesh's own. Direct calls and calls through the mesh take turns in every round, all on this one
-machine; the figures are medians over the rounds. Load comes from wrk (Debian package `wrk`).
+The engine is a simulator (services/inference/simulator) that answers at once, so that the figures
+are the mesh's own. Direct calls and calls through the mesh take turns in every round, all on this
+one machine; the figures are medians over the rounds. Load comes from wrk (Debian package `wrk`).
 """
 
 import argparse
@@ -51,8 +51,8 @@ def parts(options: stack.Options) -> list[Part]:
             continue
         if part.name.startswith("engine-"):
             (port,) = part.ports.values()
-            argv = [sys.executable, str(HERE / "simulator.py"), "--port", str(port)]
-            argv += ["--model", stack.CHAT_MODEL, "--chunks", str(CHUNKS)]
+            argv = [sys.executable, "-m", "services.inference.simulator", "--port", str(port)]
+            argv += ["--model", stack.CHAT_MODEL, "--answer-tokens", str(CHUNKS)]
             part = dataclasses.replace(part, argv=argv)
         elif part.name.startswith("node-"):
             env = {**part.env, "INFERMESH_ENGINE": "openai"}

@@ -1,5 +1,6 @@
 """What every store of keys must do, run on each of them."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -112,3 +113,63 @@ async def test_pages_are_newest_first_then_by_id(store: KeyStore) -> None:
     assert [key.key_id for key in first] == ["key_0003", "key_0002"]
     rest = await store.page(9, Position(first[-1].create_time, first[-1].key_id))
     assert [key.key_id for key in rest] == ["key_0004", "key_0001"]
+
+
+def make_token(number: int, max_uses: int) -> Key:
+    expires = NOW + timedelta(hours=1)
+    token = make_key(number, access_pb2.ROLE_JOIN)
+    return replace(token, expire_time=expires, max_uses=max_uses)
+
+
+async def test_a_token_is_redeemed_as_often_as_it_says(store: KeyStore) -> None:
+    await store.add(make_token(1, max_uses=2))
+    for number in (2, 3):
+        used = await store.redeem("key_0001", make_key(number), NOW)
+        assert used.use_count == number - 1
+    with pytest.raises(MeshError) as caught:
+        await store.redeem("key_0001", make_key(4), NOW)
+    assert caught.value.reason_name == "FAILED_PRECONDITION"
+    assert await store.get(["key_0004"]) == []
+    [token] = await store.get(["key_0001"])
+    assert token == replace(make_token(1, 2), use_count=2)
+    assert await store.page(9, None, access_pb2.ROLE_JOIN) == [token]
+
+
+async def test_of_two_that_redeem_the_last_use_one_gets_it(store: KeyStore) -> None:
+    await store.add(make_token(1, max_uses=1))
+    outcomes = await asyncio.gather(
+        *(store.redeem("key_0001", make_key(number), NOW) for number in (2, 3)),
+        return_exceptions=True,
+    )
+    assert sorted(isinstance(outcome, MeshError) for outcome in outcomes) == [False, True]
+    assert len(await store.get(["key_0002", "key_0003"])) == 1
+
+
+async def test_only_a_valid_token_is_redeemed(store: KeyStore) -> None:
+    await store.add(make_token(1, max_uses=0))
+    await store.add(make_key(2))
+    late = NOW + timedelta(hours=1)
+    for token_id, now in (("key_0001", late), ("key_0002", NOW), ("key_none", NOW)):
+        with pytest.raises(MeshError) as caught:
+            await store.redeem(token_id, make_key(9), now)
+        assert caught.value.reason_name == "INVALID_API_KEY"
+    await store.revoke("key_0001", NOW)
+    with pytest.raises(MeshError) as caught:
+        await store.redeem("key_0001", make_key(9), NOW)
+    assert caught.value.reason_name == "INVALID_API_KEY"
+
+
+async def test_a_table_of_an_earlier_version_gets_its_new_columns(postgres_url: str) -> None:
+    engine = make_engine(postgres_url)
+    await create_tables(engine, metadata)
+    async with engine.begin() as connection:
+        await connection.execute(sa.text("TRUNCATE auth.api_keys"))
+    store = PostgresKeyStore(engine)
+    await store.add(make_key(1))
+    columns = ("expire_time", "max_uses", "use_count")
+    async with engine.begin() as connection:
+        for column in columns:
+            await connection.execute(sa.text(f"ALTER TABLE auth.api_keys DROP COLUMN {column}"))
+    await create_tables(engine, metadata)
+    assert await all_keys(store) == [make_key(1)]
+    await engine.dispose()

@@ -203,7 +203,16 @@ def test_models(cli):
 def test_nodes(cli):
     listed = cli("nodes", "list").stdout
     (line,) = (line for line in listed.splitlines() if "node-1" in line)
-    assert line.split() == ["node-1", "ready", "127.0.0.1:17021", "llamacpp", "m", "3", "unknown"]
+    assert line.split() == [
+        "node-1",
+        "ready",
+        "127.0.0.1:17021",
+        "llamacpp",
+        "m",
+        "0",
+        "3",
+        "unknown",
+    ]
     assert cli("nodes", "drain", "node-1").stdout == "node-1 is draining.\n"
     when_back = "node-3 is offline. It will be draining when it is back.\n"
     assert cli("nodes", "drain", "node-3").stdout == when_back

@@ -1,126 +1,35 @@
 """Every RPC of the registry over a running server, with PostgreSQL behind it."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
-import sqlalchemy as sa
 from google.rpc import code_pb2
 
-from infermesh.registry.v1 import (
-    model_service_pb2,
-    model_service_pb2_grpc,
-    node_service_pb2,
-    node_service_pb2_grpc,
-    resources_pb2,
+from infermesh.registry.v1 import model_service_pb2, node_service_pb2, resources_pb2
+from registry_world import (
+    LEASE_S,
+    Registry,
+    attach,
+    fake_node,
+    join,
+    joining,
+    no_fake_nodes_left,
+    refused,
+    registry,
+    report,
+    running,
 )
-from services.kit.database import StoreUnavailableError, create_tables, make_engine
-from services.kit.errors import from_rpc_error
+from services.kit.database import StoreUnavailableError, make_engine
 from services.kit.server import serving
 from services.registry.app import make_app
 from services.registry.settings import RegistrySettings
 from services.registry.store import ModelRow, NodeRow, ServedModelRow
-from services.registry.store_postgres import PostgresStore, metadata
+from services.registry.store_postgres import PostgresStore
 
-LEASE_S = 0.6
-
-
-class Registry:
-    """Stubs of a running registry."""
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.nodes = node_service_pb2_grpc.NodeServiceStub(channel)
-        self.models = model_service_pb2_grpc.ModelServiceStub(channel)
-
-    async def state(self, node_id: str) -> int:
-        request = node_service_pb2.GetNodeRequest(node_id=node_id)
-        return (await self.nodes.GetNode(request)).state
-
-    async def wait_for(self, node_id: str, state: int) -> None:
-        async with asyncio.timeout(5):
-            while await self.state(node_id) != state:
-                await asyncio.sleep(0.02)
-
-
-@asynccontextmanager
-async def running(postgres_url: str, lease_s: float = LEASE_S) -> AsyncIterator[Registry]:
-    settings = RegistrySettings(
-        listen="127.0.0.1:0", drain_s=1, database_url=postgres_url, lease_s=lease_s
-    )
-    async with (
-        serving(settings, make_app(settings)) as address,
-        grpc.aio.insecure_channel(address) as channel,
-    ):
-        yield Registry(channel)
-
-
-@pytest.fixture
-async def registry(postgres_url: str) -> AsyncIterator[Registry]:
-    engine = make_engine(postgres_url)
-    await create_tables(engine, metadata)
-    async with engine.begin() as connection:
-        await connection.execute(sa.text("TRUNCATE registry.node, registry.model"))
-    await engine.dispose()
-    async with running(postgres_url) as registry:
-        yield registry
-
-
-def join(node_id: str, port: int, *models: str, address: str = "") -> object:
-    return node_service_pb2.AttachNodeRequest(
-        join=node_service_pb2.JoinNode(
-            node_id=node_id,
-            address=address or f"127.0.0.1:{port}",
-            engine="llamacpp",
-            models=[
-                resources_pb2.ServedModel(
-                    name=name,
-                    capabilities=[resources_pb2.CAPABILITY_CHAT],
-                    context_length=2048,
-                )
-                for name in models or ("m",)
-            ],
-        )
-    )
-
-
-def report(up: bool = True, draining: bool = False, running: int = 0) -> object:
-    return node_service_pb2.AttachNodeRequest(
-        report=node_service_pb2.NodeReport(
-            engine_up=up,
-            draining=draining,
-            load=resources_pb2.NodeLoad(running=running, slots=4),
-        )
-    )
-
-
-async def attach(registry: Registry, *messages: object) -> grpc.aio.StreamStreamCall:
-    call = registry.nodes.AttachNode()
-    for message in messages:
-        await call.write(message)
-    assert (await call.read()).joined.lease.nanos == round(LEASE_S * 1e9)
-    return call
-
-
-async def refused(call: grpc.aio.Call) -> tuple[int, str, str | None]:
-    """Returns the status code, reason and param with which a call ends."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        if hasattr(call, "read"):
-            while await call.read() is not grpc.aio.EOF:
-                pass
-            status = await call.code()
-            raise grpc.aio.AioRpcError(
-                status,
-                await call.initial_metadata(),
-                await call.trailing_metadata(),
-                await call.details(),
-            )
-        await call
-    error = from_rpc_error(caught.value)
-    code = caught.value.code().value[0]
-    return (code, error.reason_name, error.param) if error else (code, "", None)
+__all__ = ["no_fake_nodes_left", "registry"]
 
 
 async def test_a_node_joins_reports_and_leaves(registry: Registry) -> None:
@@ -131,7 +40,7 @@ async def test_a_node_joins_reports_and_leaves(registry: Registry) -> None:
     [node] = (await registry.nodes.ListNodes(node_service_pb2.ListNodesRequest())).nodes
     assert node.load.running == 3
     assert not node.load.HasField("queued")
-    assert node.address == "127.0.0.1:1"
+    assert node.address == f"127.0.0.1:{(await fake_node(1)).port}"
     models = (await registry.models.ListModels(model_service_pb2.ListModelsRequest())).models
     assert [(m.name, m.context_length, m.ready_node_count) for m in models] == [
         ("m", 2048, 1),
@@ -182,10 +91,7 @@ async def test_a_connection_that_breaks_leaves_the_node_to_its_lease(
             grpc.aio.insecure_channel(real) as channel,
         ):
             watcher = Registry(channel)
-            call = Registry(broken).nodes.AttachNode()
-            await call.write(join("broken", 1))
-            await call.read()
-            await call.write(report())
+            await attach(Registry(broken), join("broken", 1), report())
             await watcher.wait_for("broken", resources_pb2.NODE_STATE_READY)
             for writer in writers:
                 writer.transport.abort()
@@ -218,21 +124,16 @@ async def test_bad_streams_are_refused(registry: Registry) -> None:
 
     assert await sent() == (invalid, "INVALID_ARGUMENT", "join")
     assert await sent(report()) == (invalid, "INVALID_ARGUMENT", "join")
-    assert await sent(join("a", 1), join("a", 1)) == (invalid, "INVALID_ARGUMENT", "join")
+    twice = await attach(registry, join("a", 1), join("a", 1))
+    assert await refused(twice) == (invalid, "INVALID_ARGUMENT", "join")
     assert await sent(join("bad id", 1)) == (invalid, "INVALID_ARGUMENT", "join.node_id")
     named = join("a", 0, address="host.test:80")
     assert await sent(named) == (invalid, "INVALID_ARGUMENT", "join.address")
-    too_much = node_service_pb2.AttachNodeRequest(
-        report=node_service_pb2.NodeReport(load=resources_pb2.NodeLoad(kv_use=float("nan")))
-    )
-    refusal = await sent(join("c", 3), too_much)
-    assert refusal == (invalid, "INVALID_ARGUMENT", "report.load.kv_use")
 
 
 async def test_an_address_belongs_to_one_live_node(registry: Registry) -> None:
     first = await attach(registry, join("a", 1), report())
-    call = registry.nodes.AttachNode()
-    await call.write(join("b", 1))
+    call = await joining(registry, join("b", 1))
     assert (await refused(call))[1:] == ("INVALID_ARGUMENT", "join.address")
     first.cancel()
     await asyncio.sleep(0.05)
@@ -384,8 +285,19 @@ async def test_the_store_keeps_what_it_is_given(postgres_url: str, registry: Reg
     store = PostgresStore(engine)
     created = datetime(2026, 1, 2, tzinfo=UTC)
     model = ModelRow("m", (1, 2), 4096, created)
+    served = (ServedModelRow("m", (1,), 9), ServedModelRow("l", (1, 3), 9, "m", 0.5, 0.0))
     node = NodeRow(
-        "a", "127.0.0.1:1", "llamacpp", "", (ServedModelRow("m", (1,), 9),), True, 4, created, None
+        "a",
+        "127.0.0.1:1",
+        "llamacpp",
+        "",
+        served,
+        True,
+        4,
+        created,
+        None,
+        {"zone": "rack-1"},
+        2,
     )
     await store.save([node], [model])
     later = ModelRow("m", (1,), 8192, created + timedelta(days=1))

@@ -1,11 +1,14 @@
 """`infermesh keys`: who may call the mesh."""
 
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from services.cli.options import DEFAULT_ADDRESS, Address, Key
+
+if TYPE_CHECKING:
+    from infermesh.auth.v1 import key_service_pb2
 
 app = typer.Typer(help="Create, list and revoke API keys.", no_args_is_help=True)
 
@@ -67,11 +70,20 @@ def list_keys(address: Address = DEFAULT_ADDRESS, key: Key = None) -> None:
             each.tenant,
             f"{each.prefix}…",
             f"{each.create_time.ToDatetime():%Y-%m-%d %H:%M}",
-            "revoked" if each.HasField("revoke_time") else "valid",
+            _state(each),
         )
         for each in found
     ]
     show("Keys", ("id", "name", "role", "tenant", "secret", "created (UTC)", "state"), rows)
+
+
+def _state(key: "key_service_pb2.Key") -> str:
+    from datetime import UTC, datetime
+
+    if key.HasField("revoke_time"):
+        return "revoked"
+    expires = key.expire_time.ToDatetime(UTC) if key.HasField("expire_time") else None
+    return "valid" if expires is None or expires > datetime.now(UTC) else "expired"
 
 
 @app.command()

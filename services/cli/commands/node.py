@@ -1,9 +1,13 @@
 """`infermesh node`: makes this machine a node of a mesh."""
 
+import json
 import os
 import re
+import shutil
 import socket
 import sys
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +15,9 @@ import typer
 from services.cli.options import STATE_DIR, StateDir, fail, find_key
 
 _DEFAULT_PORT = 17121
+_ENGINE_PORT = 17221
 _PORTS_TO_TRY = 64
+_DRAIN_S = "120"
 _WILDCARDS = ("0.0.0.0", "[::]")
 
 
@@ -22,10 +28,63 @@ def _name(node_id: str) -> str:
     return name
 
 
+class EngineName(StrEnum):
+    """An engine's dialect as a person types it."""
+
+    AUTO = "auto"
+    LLAMACPP = "llamacpp"
+    OLLAMA = "ollama"
+    OPENAI = "openai"
+    SGLANG = "sglang"
+    SIM = "sim"
+    TGI = "tgi"
+    VLLM = "vllm"
+
+
 def node(
     join: Annotated[str, typer.Option(help="The mesh to join: host and port of its front door.")],
-    url: Annotated[str, typer.Option(help="The engine's HTTP address on this machine.")],
-    engine: Annotated[str, typer.Option(help="The engine's dialect.")] = "llamacpp",
+    url: Annotated[
+        str, typer.Option(help="The engine's HTTP address. Not with --model-file or --serve.")
+    ] = "",
+    engine: Annotated[
+        EngineName, typer.Option(help="The engine's dialect; auto asks the engine.")
+    ] = EngineName.AUTO,
+    model_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start llama.cpp here with this GGUF file, and stop it with the node.",
+            exists=True,
+            dir_okay=False,
+            resolve_path=True,
+        ),
+    ] = None,
+    serve: Annotated[
+        str,
+        typer.Option(help="Start the engine (--engine vllm or sim) here with this model."),
+    ] = "",
+    engine_arg: Annotated[
+        list[str] | None,
+        typer.Option(help="A further argument of an engine that is started here. Repeatable."),
+    ] = None,
+    tier: Annotated[
+        int,
+        typer.Option(
+            help="Nodes of a lower tier are preferred: 0 GPUs, 1 workstations, 2 a cloud.",
+            min=0,
+            max=9,
+        ),
+    ] = 0,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="What policies may choose by, as NAME=VALUE. Repeatable."),
+    ] = None,
+    price: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="US dollars for a million tokens of prompt and answer, as MODEL=IN:OUT. "
+            "Repeatable."
+        ),
+    ] = None,
     node_id: Annotated[
         str,
         typer.Option(
@@ -59,31 +118,110 @@ def node(
             show_default=False,
         ),
     ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="INFERMESH_NODE_TOKEN",
+            help="A join token from `nodes token`. Better in the environment or in a file: who "
+            "lists the processes reads the arguments.",
+            show_default=False,
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file with the join token.", exists=True, dir_okay=False)
+    ] = None,
     state_dir: StateDir = STATE_DIR,
 ) -> None:
-    """Join a mesh with an engine on this machine, and stay until Ctrl-C."""
-    node_key = find_key(key, "node.key")
+    """Join a mesh with an engine on this machine, and stay until Ctrl-C.
+
+    The engine's API key, where it wants one, is taken from INFERMESH_ENGINE_API_KEY.
+    """
+    if token_file is not None:
+        token = token_file.read_text()
+    token = (token or "").strip()
+    # A key that was given outright counts; the mesh's own key file only where nothing else does.
+    node_key = key or ("" if token else find_key(None, "node.key"))
+    labels, prices = _labels(label or []), _prices(price or [])
+    dialect, url, run_model = _engine(engine, url, model_file, serve)
     listen, advertise = addresses(listen, advertise, join)
     # Beside the mesh's own parts, which have folders in the state folder too.
     folder = (state_dir / "nodes" / node_id).absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings = {
         "NODE_ID": node_id,
-        "ENGINE": engine,
+        "ENGINE": dialect,
         "ENGINE_URL": url,
         "MESH_ADDRESS": join,
         "NODE_KEY": node_key,
+        "NODE_TOKEN": "" if key else token,
+        "LABELS": json.dumps(labels),
+        "TIER": str(tier),
+        "PRICES": json.dumps(prices),
+        "RUN_MODEL": run_model,
+        "RUN_ARGS": json.dumps(engine_arg or []),
         "LISTEN": listen,
         "ADVERTISE": advertise,
         "STATE_DIR": str(folder),
     }
     environment = os.environ | {f"INFERMESH_{k}": v for k, v in settings.items()}
+    # An answer that flows is worth waiting for; whoever cannot wait says so.
+    environment.setdefault("INFERMESH_DRAIN_S", _DRAIN_S)
+    # The node may start its engine while gRPC's threads run; the engine does not use gRPC.
+    environment.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     called = "" if advertise == listen else f"; the mesh calls it at {advertise}"
     typer.echo(f"{node_id} listens on {listen}{called}.", err=True)
     # The inference proxy takes this process over: signals and the exit status are then its own.
     os.execve(  # noqa: S606
         sys.executable, [sys.executable, "-m", "services.inference"], environment
     )
+
+
+def _engine(
+    engine: EngineName, url: str, model_file: Path | None, serve: str
+) -> tuple[str, str, str]:
+    """Returns the engine's dialect, its URL, and the model with which the node starts it."""
+    run_model = str(model_file) if model_file else serve
+    if not run_model:
+        if not url:
+            raise typer.BadParameter("Where is the engine?", param_hint="--url")
+        return engine.value, url, ""
+    if url or (model_file and serve):
+        raise typer.BadParameter(
+            "Give one of these alone.", param_hint="--url/--model-file/--serve"
+        )
+    if model_file:
+        if engine not in (EngineName.AUTO, EngineName.LLAMACPP):
+            raise typer.BadParameter("This is for --engine llamacpp.", param_hint="--model-file")
+        engine = EngineName.LLAMACPP
+    elif engine not in (EngineName.VLLM, EngineName.SIM):
+        raise typer.BadParameter("Say --engine vllm or sim with it.", param_hint="--serve")
+    if engine is EngineName.VLLM and shutil.which("vllm") is None:
+        fail("There is no program `vllm` here. Install vLLM, or start it elsewhere and give --url.")
+    return engine.value, f"http://127.0.0.1:{_free_port('127.0.0.1', _ENGINE_PORT)}", run_model
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
+    labels = {}
+    for pair in pairs:
+        name, has_value, value = pair.partition("=")
+        if not has_value or not re.fullmatch(r"[a-z][a-z0-9_.-]{0,62}", name) or len(value) > 200:
+            raise typer.BadParameter(f"{pair} is not NAME=VALUE.", param_hint="--label")
+        labels[name] = value
+    return labels
+
+
+def _prices(pairs: list[str]) -> dict[str, tuple[float, float]]:
+    prices = {}
+    for pair in pairs:
+        # A model's name may hold a colon, but no equals sign.
+        found = re.fullmatch(r"([^=]+)=([0-9.]+):([0-9.]+)", pair)
+        try:
+            if found is None:
+                raise ValueError
+            prices[found[1]] = float(found[2]), float(found[3])
+        except ValueError:
+            raise typer.BadParameter(f"{pair} is not MODEL=IN:OUT.", param_hint="--price") from None
+    return prices
 
 
 def addresses(listen: str, advertise: str, join: str) -> tuple[str, str]:
@@ -124,13 +262,13 @@ def _own_address(join: str, family: socket.AddressFamily = socket.AF_UNSPEC) -> 
         raise typer.BadParameter(f"{join}: {error}", param_hint="--join") from None
 
 
-def _free_port(host: str) -> int:
+def _free_port(host: str, first: int = _DEFAULT_PORT) -> int:
     from services.cli.ports import is_port_free
 
-    candidates = range(_DEFAULT_PORT, _DEFAULT_PORT + _PORTS_TO_TRY)
+    candidates = range(first, first + _PORTS_TO_TRY)
     port = next((each for each in candidates if is_port_free(host, each)), None)
     if port is None:
-        fail(f"{host} has no free port from {_DEFAULT_PORT} on; choose one with --listen.")
+        fail(f"{host} has no free port from {first} on; choose one with --listen.")
     return port
 
 

@@ -4,12 +4,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.cli.commands import node_work, tokens
 from services.cli.options import DEFAULT_ADDRESS, Address, Key
 
 if TYPE_CHECKING:
     from infermesh.registry.v1 import resources_pb2
 
-app = typer.Typer(help="List, drain, resume and delete nodes.", no_args_is_help=True)
+app = typer.Typer(
+    help="List nodes, let them in, drain them, and have them do work.", no_args_is_help=True
+)
+app.command()(node_work.show)
+app.command()(node_work.load)
+app.command()(node_work.unload)
+app.command()(node_work.benchmark)
+app.add_typer(tokens.app, name="token")
 
 NodeId = Annotated[str, typer.Argument(help="The node's id, as `nodes list` shows it.")]
 

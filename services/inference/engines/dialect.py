@@ -1,11 +1,11 @@
 """What the proxy needs to know of an engine's dialect."""
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import orjson
-
-from services.inference.http_client import EngineClient, EngineConnectionError
+from services.inference.http_client import EngineClient
 from services.inference.requests import OpenAIRequest
 
 _MAX_INT32 = 2**31 - 1
@@ -13,6 +13,18 @@ _MAX_INT32 = 2**31 - 1
 
 class EngineNotReadyError(Exception):
     """The engine answers, but not yet with what a node must know to join."""
+
+
+class Translator(Protocol):
+    """Makes OpenAI's server-sent events of one answer's body in another form."""
+
+    def feed(self, piece: bytes) -> bytes:
+        """Returns the events that are complete now; b"" where none is.
+
+        Raises:
+            EngineConnectionError: The body is not what the engine's dialect says it is.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +37,8 @@ class Plan:
         is_folded: Whether the engine streams an answer that the caller wants in one piece.
         hides_usage: Whether the stream carries usage that the caller did not ask for.
         hides_progress: Whether the stream carries progress that the caller did not ask for.
+        translator: Makes the translator of a stream; None where the engine speaks OpenAI's form.
+        mend: Makes a whole answer OpenAI's, or raises `EngineConnectionError`; None where it is.
     """
 
     path: str
@@ -32,6 +46,8 @@ class Plan:
     is_folded: bool = False
     hides_usage: bool = False
     hides_progress: bool = False
+    translator: Callable[[], Translator] | None = None
+    mend: Callable[[bytes], bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +60,64 @@ class Tokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Vector:
+    """A text's vector and how many tokens the text has."""
+
+    values: list[float]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
-    """How busy the engine is; None is unknown, never 0."""
+    """How busy the engine is; None is unknown, never 0.
+
+    Attributes:
+        running: Requests that it works on.
+        queued: Requests that wait in it.
+        kv_use: The share of its key-value cache in use, 0 to 1.
+        slots: Requests that it works on at the same time at most.
+        kv_capacity_tokens: How many tokens its key-value cache holds.
+        loaded_adapters: LoRA adapters in its memory.
+        instance: A number that differs after each start of it, for example the time of the start.
+        work: A count that only grows for as long as it lives.
+    """
 
     running: int | None = None
     queued: int | None = None
     kv_use: float | None = None
     slots: int | None = None
+    kv_capacity_tokens: int | None = None
+    loaded_adapters: tuple[str, ...] = ()
+    instance: float | None = None
+    work: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EngineModel:
-    """A model that the engine serves. A context length of 0 is unknown."""
+    """A model that the engine serves.
+
+    What an engine does not say of a model it counts as able to do: the engine's own refusal is
+    clearer than one that is guessed.
+
+    Attributes:
+        name: Its name at the engine.
+        can_chat: Whether it takes chats and text completions.
+        can_embed: Whether it makes vectors.
+        context_length: The tokens that one request may use; 0 is unknown.
+        base_model: The model whose weights this LoRA adapter changes; empty for one of its own.
+        can_call_tools: Whether it takes tools.
+        can_structure: Whether its answers keep to a JSON schema.
+        can_see: Whether it takes pictures.
+    """
 
     name: str
     can_chat: bool
     can_embed: bool
     context_length: int = 0
+    base_model: str = ""
+    can_call_tools: bool = True
+    can_structure: bool = True
+    can_see: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +128,48 @@ class Description:
     models: tuple[EngineModel, ...] = field(default=())
 
 
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the operator says of an engine.
+
+    Attributes:
+        api_key: The key that the engine asks for; empty for none.
+        api_version: Azure's `api-version`; empty for what is not Azure's form.
+        models: What is served of what the engine has; empty for everything.
+        always_streams: Whether whole answers are asked for as streams too, for endpoints that
+            go on working on them after a hang-up.
+        is_remote: Whether the engine is another's service on the network, asked more rarely.
+    """
+
+    api_key: str = ""
+    api_version: str = ""
+    models: tuple[EngineModel, ...] = ()
+    always_streams: bool = False
+    is_remote: bool = False
+
+
 class Engine(Protocol):
     """A dialect. It may remember what it learned of its engine, nothing of single requests.
 
     Attributes:
         name: The dialect's name, as it stands in the registry.
         ends_with_done: Whether a stream that ends without `[DONE]` has failed.
+        headers: What every request to the engine carries.
+        probe_interval_s: The fewest seconds between two probes of an engine that is up.
     """
 
     name: str
     ends_with_done: bool
+    headers: Mapping[str, str]
+    probe_interval_s: float
 
     def plan(self, request: OpenAIRequest) -> Plan:
-        """Says how to put a request to the engine."""
+        """Says how to put a request to the engine.
+
+        Raises:
+            MeshError: `UNSUPPORTED` with the field that the engine cannot honour, or
+                `INVALID_ARGUMENT` where it can make no sense of one.
+        """
         ...
 
     def restore(self, last: bytes, usage: bytes) -> bytes:
@@ -99,11 +185,23 @@ class Engine(Protocol):
         """Returns what a whole request took, from the usage objects of its answer."""
         ...
 
+    def embedding(self, model: str, text: str) -> tuple[str, bytes]:
+        """Returns the path and the body of a request for one text's vector."""
+        ...
+
+    def vector(self, answer: bytes) -> Vector:
+        """Reads the answer to such a request.
+
+        Raises:
+            LookupError, TypeError, ValueError: It is not what the engine's dialect says it is.
+        """
+        ...
+
     def is_too_long(self, status: int, error: dict[str, Any]) -> bool:
         """Says whether the engine refused an input to embed because of its length."""
         ...
 
-    async def count_tokens(self, client: EngineClient, text: str) -> int | None:
+    async def count_tokens(self, client: EngineClient, model: str, text: str) -> int | None:
         """Returns how many tokens a text to embed has, or None where the engine does not say.
 
         Raises:
@@ -123,7 +221,7 @@ class Engine(Protocol):
         ...
 
     async def probe(self, client: EngineClient) -> Load | None:
-        """Asks the engine in one request how busy it is.
+        """Asks the engine how busy it is.
 
         Returns:
             Its load, or None when it takes no requests.
@@ -135,58 +233,23 @@ class Engine(Protocol):
         ...
 
 
-async def get_json(client: EngineClient, path: str) -> dict[str, Any]:
-    """Returns the JSON object at a path of the engine's.
-
-    Raises:
-        EngineNotReadyError: The answer is not 200 with a JSON object.
-        EngineConnectionError: The engine does not answer.
-        EngineTimeoutError: The engine does not answer in time.
-    """
-    status, body = await get(client, path)
-    if status != 200:
-        raise EngineNotReadyError(f"{path} answers {status}")
-    try:
-        data = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        data = None
-    if not isinstance(data, dict):
-        raise EngineNotReadyError(f"{path} is not a JSON object")
-    return data
-
-
-async def get(client: EngineClient, path: str) -> tuple[int, bytes]:
-    """Returns the status and the body at a path of the engine's. Raises like `EngineClient`."""
-    with await client.get(path) as exchange:
-        return exchange.status, await exchange.read_all()
-
-
-def prometheus_values(text: bytes, names: dict[bytes, str]) -> dict[str, float]:
-    """Sums the samples of some metrics over their labels.
-
-    Args:
-        text: Prometheus' text format.
-        names: The metrics to find, each with the key that its sum gets.
-    """
-    sums: dict[str, float] = {}
-    for line in text.splitlines():
-        if line.startswith(b"#"):
-            continue
-        key = names.get(line.split(b"{", 1)[0].split(b" ", 1)[0])
-        if key is None:
-            continue
-        try:
-            value = float(line.rpartition(b"}")[2].split()[0 if b"}" in line else 1])
-        except (ValueError, IndexError):
-            raise EngineConnectionError("the engine's metrics cannot be read") from None
-        sums[key] = sums.get(key, 0.0) + value
-    return sums
+def objects_of(value: object) -> list[dict[str, Any]]:
+    """Returns the objects in a list that another program sent; empty where it is no list."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def count_of(value: object) -> int | None:
     """Returns a count as the contracts can carry it, or None where it is none."""
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MAX_INT32:
         return int(value)
+    return None
+
+
+def share_of(value: object) -> float | None:
+    """Returns a share from 0 to 1, or None where it is none."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        # Engines round: a full cache may read as a little more than 1.
+        return min(float(value), 1.0) if 0 <= value <= 1.01 else None
     return None
 
 

@@ -7,47 +7,52 @@ What is particular about it:
 * A chat's stream has usage when it is asked for; then `timings` move from the last event of the
   answer to the usage event. A completion's stream always has usage, in its last event.
 * With several answers each has a usage of its own, which counts the prompt again.
+* A chat template without tools drops them in silence; `/props` says what the template can do.
 """
 
 from typing import Any
 
 import orjson
 
+from services.inference.engines import features
 from services.inference.engines.dialect import (
     Description,
     EngineModel,
-    EngineNotReadyError,
     Load,
     Plan,
     Tokens,
     count_of,
-    get,
-    get_json,
-    prometheus_values,
+    objects_of,
+    share_of,
     tokens_of,
 )
+from services.inference.engines.metrics_page import MetricsPage, metrics_pattern
+from services.inference.engines.pages import get, get_json
+from services.inference.engines.standard import Standard, listed, makes_vectors, tokenized
 from services.inference.http_client import EngineClient
 from services.inference.requests import OpenAIRequest, with_fields
 
-_PATHS = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
-_GAUGES = {
-    b"llamacpp:requests_processing": "running",
-    b"llamacpp:requests_deferred": "queued",
-}
+_PATTERN = metrics_pattern(
+    "llamacpp:requests_processing",
+    "llamacpp:requests_deferred",
+    "llamacpp:kv_cache_usage_ratio",
+    "llamacpp:n_decode_total",
+)
 _TIMINGS = b',"timings":'
 
 
-class LlamaCpp:
+class LlamaCpp(Standard):
     """The dialect of llama.cpp's server."""
 
     name = "llamacpp"
-    ends_with_done = True
-
-    def __init__(self) -> None:
-        self._slots: int | None = None
+    _slots: int | None = None
+    _capacity: int | None = None
+    # Off in some builds: then what the slots hold is not asked again.
+    _has_slots_page = True
 
     def plan(self, request: OpenAIRequest) -> Plan:
         """Asks for a stream with progress, and with usage where it takes asking."""
+        features.check("llama.cpp", request, self._models.get(request.model))
         changes: dict[str, Any] = {}
         if not request.is_stream:
             changes["stream"] = True
@@ -59,7 +64,7 @@ class LlamaCpp:
         if asks_progress:
             changes["return_progress"] = True
         return Plan(
-            path=_PATHS[request.kind],
+            path=self._path(request),
             body=with_fields(request, changes),
             is_folded=not request.is_stream,
             hides_usage=asks_usage,
@@ -92,53 +97,82 @@ class LlamaCpp:
         """Knows the refusal by its type."""
         return error.get("type") == "exceed_context_size_error"
 
-    async def count_tokens(self, client: EngineClient, text: str) -> int | None:
+    async def count_tokens(self, client: EngineClient, model: str, text: str) -> int | None:
         """Asks `/tokenize`, special tokens included."""
-        body = orjson.dumps({"content": text, "add_special": True})
-        with await client.post("/tokenize", body) as exchange:
-            answer = await exchange.read_all()
-            if exchange.status != 200:
-                return None
-        tokens = orjson.loads(answer).get("tokens")
-        return len(tokens) if isinstance(tokens, list) else None
+        return await tokenized(client, {"content": text, "add_special": True})
 
     async def describe(self, client: EngineClient) -> Description:
         """Asks `/v1/models` and `/props`, and tries to embed."""
-        listing = await get_json(client, "/v1/models")
+        entries = listed(await get_json(client, "/v1/models"))
         props = await get_json(client, "/props")
         self._slots = count_of(props.get("total_slots"))
-        # No page says whether it serves vectors; it serves them or chats, never both.
-        with await client.post("/v1/embeddings", b'{"input":"a"}') as trial:
-            is_embedding = trial.status == 200
-            await trial.read_all()
-        models = []
-        entries = listing.get("data")
-        for entry in entries if isinstance(entries, list) else []:
-            meta = entry.get("meta") or {}
-            models.append(
-                EngineModel(
-                    name=str(entry.get("id", "")),
-                    can_chat=not is_embedding,
-                    can_embed=is_embedding,
-                    context_length=count_of(meta.get("n_ctx")) or 0,
-                )
-            )
-        if not models:
-            raise EngineNotReadyError("the engine serves no model")
-        return Description(version=str(props.get("build_info", ""))[:200], models=tuple(models))
+        settings = props.get("default_generation_settings")
+        context = count_of(settings.get("n_ctx")) if isinstance(settings, dict) else None
+        self._capacity = context * self._slots if context and self._slots else None
+        self._has_slots_page = True
+        # It serves vectors or chats, never both.
+        is_embedding = bool(entries) and await makes_vectors(client, entries[0]["id"])
+        models = [
+            _model(entry, props, is_embedding=is_embedding, context=context) for entry in entries
+        ]
+        build = props.get("build_info")
+        return Description(
+            version=build[:200] if isinstance(build, str) else "", models=self._remember(models)
+        )
 
     async def probe(self, client: EngineClient) -> Load | None:
-        """Asks `/metrics`, which answers 503 while the model loads."""
+        """Asks `/metrics`, which answers 503 while the model loads, and `/slots`."""
         status, body = await get(client, "/metrics")
-        if status == 501:
+        if status in (404, 501):
             # Started without its metrics: the health says no more than up or not.
-            status, body = await get(client, "/health")
-            return Load(slots=self._slots) if status == 200 else None
+            status, _ = await get(client, "/health")
+            if status != 200:
+                return None
+            body = b""
         if status != 200:
             return None
-        values = prometheus_values(body, _GAUGES)
+        page = MetricsPage(_PATTERN, body)
+        kv_use = share_of(page.mean("llamacpp:kv_cache_usage_ratio"))
         return Load(
-            running=count_of(values.get("running")),
-            queued=count_of(values.get("queued")),
+            running=count_of(page.total("llamacpp:requests_processing")),
+            queued=count_of(page.total("llamacpp:requests_deferred")),
+            kv_use=await self._kv_use(client) if kv_use is None else kv_use,
             slots=self._slots,
+            kv_capacity_tokens=self._capacity,
+            work=page.total("llamacpp:n_decode_total"),
         )
+
+    async def _kv_use(self, client: EngineClient) -> float | None:
+        """Returns the share of the context that requests in the slots hold now."""
+        if not self._has_slots_page or not self._capacity:
+            return None
+        status, body = await get(client, "/slots")
+        if status != 200:
+            self._has_slots_page = status not in (404, 501)
+            return None
+        try:
+            slots = objects_of(orjson.loads(body))
+        except orjson.JSONDecodeError:
+            return None
+        held = [count_of(s.get("n_prompt_tokens")) for s in slots if s.get("is_processing")]
+        known = [tokens for tokens in held if tokens is not None]
+        if not slots or len(known) < len(held):
+            return None
+        return share_of(min(sum(known) / self._capacity, 1.0))
+
+
+def _model(
+    entry: dict[str, Any], props: dict[str, Any], *, is_embedding: bool, context: int | None
+) -> EngineModel:
+    meta = entry.get("meta")
+    template = props.get("chat_template_caps")
+    senses = props.get("modalities")
+    return EngineModel(
+        name=entry["id"],
+        can_chat=not is_embedding,
+        can_embed=is_embedding,
+        context_length=(count_of(meta.get("n_ctx")) if isinstance(meta, dict) else context) or 0,
+        can_call_tools=not isinstance(template, dict)
+        or template.get("supports_tools") is not False,
+        can_see=not isinstance(senses, dict) or senses.get("vision") is not False,
+    )

@@ -6,11 +6,21 @@ one takes about a quarter of that (`make bench-grpc`). It serves the same handle
 interfaces, so that servicers know nothing of it. Header compression is jh2's, written in Rust.
 
     server.py       the server: handlers, listening, stopping
-    connection.py   HTTP/2: frames, flow control
-    call.py         one call: messages, status, cancellation; the context that servicers get
-    wire.py         what both say on the wire: frames, header blocks, numbers of RFC 9113
+    limits.py       what peers may take of the process
+    connection.py   HTTP/2: what frames mean
+    link.py         a connection's life: sending, waiting, closing
+    request.py      a call's headers
+    call.py         one call: its request, its handler
+    inbox.py        the request's bytes and the messages in them
+    answer.py       what goes back
+    context.py      the rest of what servicers see
+    wire.py         what both sides say: frames, header blocks, numbers of RFC 9113
+
+Peers need not be Envoy: what one sends is answered, refused or ends its own connection, and what
+it can take of memory and time is bounded by `Limits`.
 """
 
+from services.kit.grpc_server.limits import Limits
 from services.kit.grpc_server.server import GrpcServer
 
-__all__ = ["GrpcServer"]
+__all__ = ["GrpcServer", "Limits"]

@@ -1,25 +1,34 @@
 """The server: which handler a call gets, where calls come in, and how it stops."""
 
 import asyncio
-import re
+import contextlib
+import inspect
+import logging
 import socket
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
 
-from services.kit.grpc_server import wire
+from services.kit.grpc_server.answer import Method
 from services.kit.grpc_server.call import Call
 from services.kit.grpc_server.connection import Connection
+from services.kit.grpc_server.limits import Limits, Shared
+from services.kit.grpc_server.request import Metadata, RequestReader
+from services.kit.grpc_server.wire import MAX_FRAME_BYTES
+
+log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
-_TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
-_SECONDS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+# How long handlers that were cancelled may clean up, and what was sent last may take to go out.
+_LAST_S = 1.0
 
 
 class _Details(NamedTuple):
     method: str
-    invocation_metadata: tuple[tuple[str, str | bytes], ...]
+    invocation_metadata: Metadata
 
 
 class GrpcServer(grpc.aio.Server):
@@ -29,18 +38,27 @@ class GrpcServer(grpc.aio.Server):
     with no task of its own, and must not wait for anything.
 
     Args:
-        max_message_bytes: The largest message that it takes.
+        max_message_bytes: The largest message that it takes, at least a frame's size.
+        limits: What peers may take otherwise.
+
+    Raises:
+        ValueError: `max_message_bytes` is too small.
     """
 
-    def __init__(self, *, max_message_bytes: int) -> None:
-        self._max_message_bytes = max_message_bytes
+    def __init__(self, *, max_message_bytes: int, limits: Limits | None = None) -> None:
+        if max_message_bytes < MAX_FRAME_BYTES:
+            raise ValueError(f"max_message_bytes is less than {MAX_FRAME_BYTES}")
+        self._shared = Shared(limits or Limits(), max_message_bytes)
+        self._requests = RequestReader()
         self._generic: list[grpc.GenericRpcHandler] = []
-        self._methods: dict[str, Any] = {}
+        self._methods: dict[bytes, Method] = {}
         self._sockets: list[socket.socket] = []
         self._listeners: list[asyncio.AbstractServer] = []
         self._connections: set[Connection] = set()
+        self._hosts: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._checks: asyncio.TimerHandle | None = None
         self._stopped = asyncio.Event()
 
     def add_generic_rpc_handlers(
@@ -54,7 +72,7 @@ class GrpcServer(grpc.aio.Server):
     ) -> None:
         """Adds the handlers of a service, by the names of its methods."""
         for name, handler in method_handlers.items():
-            self._methods[f"/{service_name}/{name}"] = handler
+            self._methods[f"/{service_name}/{name}".encode()] = _method(handler)
 
     def add_insecure_port(self, address: str) -> int:
         """Binds `host:port` or `unix:path`; calls are taken from `start` on.
@@ -67,7 +85,7 @@ class GrpcServer(grpc.aio.Server):
         """
         try:
             sock = _bound(address)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise RuntimeError(f"{address}: {error}") from None
         self._sockets.append(sock)
         name = sock.getsockname()
@@ -83,6 +101,7 @@ class GrpcServer(grpc.aio.Server):
         for sock in self._sockets:
             make = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
             self._listeners.append(await make(self._connection, sock=sock, backlog=_BACKLOG))
+        self._checks = loop.call_later(self._shared.limits.check_s, self._check)
 
     async def stop(self, grace: float | None) -> None:
         """Takes no more calls, waits for those that run, and then ends them.
@@ -90,25 +109,35 @@ class GrpcServer(grpc.aio.Server):
         Args:
             grace: How long to wait, in seconds; None for not at all.
         """
-        for listener in self._listeners:
-            listener.close()
-        for connection in list(self._connections):
-            connection.stop()
+        self._close_sockets()
         if grace:
-            try:
-                async with asyncio.timeout(grace):
-                    await self._idle.wait()
-            except TimeoutError:
-                pass
+            for connection in list(self._connections):
+                connection.stop()
+            await self._until_idle(grace)
         for connection in list(self._connections):
-            for call in list(connection.calls.values()):
-                call.stop()
-            connection.close()
-        # One turn, so that what was cancelled can clean up and what was sent goes out.
-        await asyncio.sleep(0)
+            connection.finish()
+        await self._until_idle(_LAST_S)
         for connection in list(self._connections):
             connection.abort()
+        if leaving := self._shared.leaving - {asyncio.current_task()}:
+            await asyncio.wait(leaving, timeout=_LAST_S)
+        if self._checks is not None:
+            self._checks.cancel()
         self._stopped.set()
+
+    def _close_sockets(self) -> None:
+        paths = [sock.getsockname() for sock in self._sockets if sock.family == socket.AF_UNIX]
+        for opened in self._listeners or self._sockets:
+            opened.close()
+        for path in paths:
+            Path(path).unlink(missing_ok=True)
+        self._sockets.clear()
+        self._listeners.clear()
+
+    async def _until_idle(self, timeout_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
 
     async def wait_for_termination(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109
         """Waits until it has stopped; returns whether the time was up first."""
@@ -120,83 +149,96 @@ class GrpcServer(grpc.aio.Server):
         return False
 
     def _connection(self) -> Connection:
-        return Connection(
-            self._dispatch, self._opened, self._closed, max_message_bytes=self._max_message_bytes
-        )
+        return Connection(self._dispatch, self._opened, self._closed, self._shared)
 
     def _opened(self, connection: Connection) -> None:
         self._connections.add(connection)
         self._idle.clear()
+        host = _host(connection)
+        self._hosts[host] += 1
+        limit = self._shared.limits.connections
+        if len(self._connections) > limit or self._hosts[host] > max(1, limit // 2):
+            connection.abort()
 
     def _closed(self, connection: Connection) -> None:
         self._connections.discard(connection)
+        host = _host(connection)
+        self._hosts[host] -= 1
+        if not self._hosts[host]:
+            del self._hosts[host]
         if not self._connections:
             self._idle.set()
+
+    def _check(self) -> None:
+        shared = self._shared
+        self._checks = asyncio.get_running_loop().call_later(shared.limits.check_s, self._check)
+        for connection in list(self._connections):
+            connection.check()
+        if shared.broken:
+            log.info(
+                "peers broke the protocol",
+                extra={"connections": shared.broken, "error": shared.last_break},
+            )
+            shared.broken = 0
 
     def _dispatch(
         self, connection: Connection, stream_id: int, headers: Sequence[tuple[bytes, bytes, bool]]
     ) -> Call:
-        path = content_type = encoding = timeout = ""
-        fault = ""
-        metadata: list[tuple[str, str | bytes]] = []
-        for raw_name, raw_value, _ in headers:
-            name = raw_name.decode("latin-1")
-            value = raw_value.decode("latin-1")
-            if name[:1] == ":":
-                if name == ":path":
-                    path = value
-            elif name == "content-type":
-                content_type = value
-            elif name[:5] == "grpc-":
-                if name == "grpc-timeout":
-                    timeout = value
-                elif name == "grpc-encoding":
-                    encoding = value
-            elif name[-4:] == "-bin":
-                try:
-                    metadata.extend((name, wire.binary_value(v)) for v in value.split(","))
-                except ValueError:
-                    fault = f"The metadata {name} is not base64."
-            elif name != "te":
-                metadata.append((name, value))
-        pairs = tuple(metadata)
-        timeout_s: float | None = None
-        if timeout:
-            parts = _TIMEOUT.fullmatch(timeout)
-            if parts is None:
-                fault = "The timeout cannot be read."
-            else:
-                timeout_s = int(parts[1]) * _SECONDS[parts[2]]
-        call = Call(connection, stream_id, pairs, encoding, timeout_s)
+        request = self._requests.read(headers)
+        call = Call(connection, stream_id, request)
         connection.calls[stream_id] = call
-        handler = self._handler(path, pairs)
-        if content_type[:16] != "application/grpc":
-            call.refuse(grpc.StatusCode.INVALID_ARGUMENT, "The content type is not gRPC's.")
-        elif fault:
-            call.refuse(grpc.StatusCode.INTERNAL, fault)
-        elif handler is None:
-            call.refuse(grpc.StatusCode.UNIMPLEMENTED, "The method is not served here.")
+        self._shared.calls += 1
+        if not request.is_grpc:
+            call.refuse(grpc.StatusCode.INVALID_ARGUMENT, "The request is no gRPC call.")
+        elif request.fault:
+            call.refuse(grpc.StatusCode.INTERNAL, request.fault)
+        elif method := self._methods.get(request.path) or self._found(request):
+            call.begin(method)
         else:
-            call.begin(handler)
+            call.refuse(grpc.StatusCode.UNIMPLEMENTED, "The method is not served here.")
         return call
 
-    def _handler(self, path: str, metadata: tuple[tuple[str, str | bytes], ...]) -> Any:
-        handler = self._methods.get(path)
-        if handler is not None:
-            return handler
-        details: Any = _Details(path, metadata)
+    def _found(self, request: Any) -> Method | None:
+        details: Any = _Details(request.path.decode("latin-1"), request.metadata)
         for generic in self._generic:
             handler = generic.service(details)
             if handler is not None:
-                return handler
+                method = _method(handler)
+                # What a service's table holds does not change; other handlers may look at more.
+                if isinstance(generic, grpc.ServiceRpcHandler):
+                    self._methods[request.path] = method
+                return method
         return None
+
+
+def _method(handler: Any) -> Method:
+    act = (
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    )
+    streams = handler.request_streaming or handler.response_streaming
+    is_async = inspect.iscoroutinefunction(act) or inspect.iscoroutinefunction(
+        getattr(act, "__call__", None)  # noqa: B004 - an object with an asynchronous `__call__`
+    )
+    return Method(
+        act,
+        not streams and not is_async,
+        handler.request_streaming,
+        handler.response_streaming,
+        handler.request_deserializer,
+        handler.response_serializer,
+    )
+
+
+def _host(connection: Connection) -> str:
+    return connection.peer.rpartition(":")[0]
 
 
 def _bound(address: str) -> socket.socket:
     if address.startswith("unix:"):
-        sock = socket.socket(socket.AF_UNIX)
         target: Any = address[len("unix:") :]
         family = socket.AF_UNIX
+        if Path(target).is_socket():  # left there by a process that was killed
+            Path(target).unlink()
     else:
         host, _, port = address.rpartition(":")
         found = socket.getaddrinfo(
@@ -204,7 +246,7 @@ def _bound(address: str) -> socket.socket:
         )
         # IPv4 first, for `localhost` is both.
         family, _, _, _, target = min(found, key=lambda each: each[0] != socket.AF_INET)
-        sock = socket.socket(family)
+    sock = socket.socket(family)
     try:
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,7 +1,7 @@
 """HTTP/2 on the wire: RFC 9113's frames, and header blocks in RFC 7541's plainest form."""
 
 import base64
-import binascii
+import re
 import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -31,12 +31,14 @@ NO_ERROR = 0x0
 PROTOCOL_ERROR = 0x1
 INTERNAL_ERROR = 0x2
 FLOW_CONTROL_ERROR = 0x3
+STREAM_CLOSED = 0x5
 FRAME_SIZE_ERROR = 0x6
 REFUSED_STREAM = 0x7
 CANCEL = 0x8
 COMPRESSION_ERROR = 0x9
 ENHANCE_YOUR_CALM = 0xB
 
+SETTINGS_ENABLE_PUSH = 0x2
 SETTINGS_MAX_CONCURRENT_STREAMS = 0x3
 SETTINGS_INITIAL_WINDOW_SIZE = 0x4
 SETTINGS_MAX_FRAME_SIZE = 0x5
@@ -52,6 +54,13 @@ FRAME_HEAD = struct.Struct(">BHBBI")
 _MESSAGE_HEAD = struct.Struct(">?I")
 _SETTING = struct.Struct(">HI")
 _NUMBER = struct.Struct(">I")
+
+# Every block of ours sets the dynamic table to no entries: a peer that allows a smaller table than
+# the default is owed that in the block that comes next (RFC 7541, 4.2), whichever it is.
+_NO_TABLE = b"\x20"
+_STATUS_200 = b"\x88"
+_NAME = re.compile(rb":?[0-9a-z_.\-]+")
+_VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
 
 Header = tuple[str, str | bytes]
 
@@ -109,15 +118,22 @@ def settings_frame(settings: Iterable[tuple[int, int]]) -> bytes:
     return frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*each) for each in settings))
 
 
-def read_settings(payload: bytes) -> Iterable[tuple[int, int]]:
-    """Returns the settings in a frame.
+def read_settings(payload: bytes) -> dict[int, int]:
+    """Returns the settings in a frame, of each the last.
 
     Raises:
-        ProtocolError: It is not a list of settings.
+        ProtocolError: It is not a list of settings, or one has no meaning.
     """
     if len(payload) % _SETTING.size:
         raise ProtocolError(FRAME_SIZE_ERROR, "a SETTINGS frame is cut off")
-    return _SETTING.iter_unpack(payload)
+    settings = dict(_SETTING.iter_unpack(payload))
+    if settings.get(SETTINGS_INITIAL_WINDOW_SIZE, 0) > MAX_WINDOW:
+        raise ProtocolError(FLOW_CONTROL_ERROR, "a window is too large")
+    if not MAX_FRAME_BYTES <= settings.get(SETTINGS_MAX_FRAME_SIZE, MAX_FRAME_BYTES) < 2**24:
+        raise ProtocolError(PROTOCOL_ERROR, "a frame size is none")
+    if settings.get(SETTINGS_ENABLE_PUSH, 0) > 1:
+        raise ProtocolError(PROTOCOL_ERROR, "a setting that is yes or no is neither")
+    return settings
 
 
 def reset_frame(stream_id: int, code: int) -> bytes:
@@ -135,7 +151,7 @@ def goaway_frame(last_stream_id: int, code: int) -> bytes:
     return frame(GOAWAY, 0, 0, _NUMBER.pack(last_stream_id) + _NUMBER.pack(code))
 
 
-def number(payload: bytes) -> int:
+def read_number(payload: bytes) -> int:
     """Returns the number that a frame consists of.
 
     Raises:
@@ -149,17 +165,27 @@ def number(payload: bytes) -> int:
 def header_block(headers: Iterable[Header]) -> bytes:
     """Returns headers as literals that touch no table, so that a block can be kept and sent again.
 
-    Values of names that end in `-bin` are bytes, and go out in base64 as gRPC has it.
+    Values of names that end in `-bin` are bytes, and go out in base64 as gRPC has it; others go
+    out in UTF-8, without the white space around them.
+
+    Raises:
+        ValueError: A name or a value cannot be sent.
     """
-    return b"".join(_literal(name, value) for name, value in headers)
+    return _NO_TABLE + b"".join(_literal(name, value) for name, value in headers)
 
 
 def _literal(name: str, value: str | bytes) -> bytes:
+    if (name, value) == (":status", "200"):
+        return _STATUS_200
     key = name.encode("ascii")
-    if isinstance(value, bytes):
-        text = base64.b64encode(value).rstrip(b"=") if name.endswith("-bin") else value
+    if name.endswith("-bin"):
+        if not isinstance(value, bytes):
+            raise ValueError(f"the value of {name} is not bytes")
+        text = base64.b64encode(value).rstrip(b"=")
     else:
-        text = value.encode("latin-1")
+        text = (value if isinstance(value, bytes) else value.encode()).strip(b" \t")
+    if not _NAME.fullmatch(key) or not _VALUE.fullmatch(text):
+        raise ValueError(f"the header {name!r} has characters that cannot be sent")
     return b"\0" + _length(len(key)) + key + _length(len(text)) + text
 
 
@@ -204,13 +230,11 @@ class HeaderDecoder:
         return decoded  # type: ignore[no-any-return]
 
 
-def binary_value(value: str) -> bytes:
+def binary_value(value: bytes) -> bytes:
     """Returns what a header that ends in `-bin` stands for.
 
     Raises:
         ValueError: It is not base64.
     """
-    try:
-        return base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
-    except binascii.Error as error:
-        raise ValueError(str(error)) from None
+    value = value.strip().rstrip(b"=")
+    return base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)

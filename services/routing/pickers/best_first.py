@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from services.routing.view import NodeView
+from services.routing.node import NodeView
 
 
 class BestFirstPicker:

@@ -12,11 +12,25 @@ TABLE = access.build_table(SERVICES)
 USER = 1 << access_pb2.ROLE_USER
 NODE = 1 << access_pb2.ROLE_NODE
 ADMIN = 1 << access_pb2.ROLE_ADMIN
+JOIN = 1 << access_pb2.ROLE_JOIN
+
+IDENTIFY = "/infermesh.inference.v1.IdentityService/Identify"
+"""What the registry alone calls, past Envoy."""
 
 
 @pytest.mark.parametrize("path", [f"/{s.full_name}/{m.name}" for s in SERVICES for m in s.methods])
 def test_every_rpc_of_the_mesh_declares_roles(path: str) -> None:
-    assert TABLE[path].roles & (USER | NODE | ADMIN)
+    if path == IDENTIFY:
+        assert path not in TABLE
+    else:
+        assert TABLE[path].roles & (USER | NODE | ADMIN | JOIN)
+
+
+def test_a_join_token_opens_one_door_only() -> None:
+    doors = {path for path, found in TABLE.items() if found.roles == JOIN}
+    assert doors == {"/infermesh.auth.v1.JoinTokenService/RedeemJoinToken"}
+    others = {path for path, found in TABLE.items() if found.roles & JOIN} - doors
+    assert all(path.startswith("/grpc.") for path in others)
 
 
 def test_all_six_services_are_found() -> None:
@@ -33,7 +47,7 @@ def test_the_table_says_what_the_protos_say() -> None:
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 def test_any_key_may_reflect(version: str) -> None:
     path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
-    assert TABLE[path] == (USER | NODE | ADMIN, False)
+    assert TABLE[path] == (USER | NODE | ADMIN | JOIN, False)
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "org/Model_1.5:latest@main+x", "a" * 200])

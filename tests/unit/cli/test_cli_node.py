@@ -1,3 +1,4 @@
+import json
 import os
 import socket
 
@@ -66,3 +67,77 @@ def test_a_wrong_option_starts_nothing(monkeypatch, tmp_path, wrong):
     done, started = join(monkeypatch, tmp_path, *wrong)
     assert (done.exit_code, started) == (2, [])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_operator_says_reaches_the_node(monkeypatch, tmp_path):
+    arguments = ["--engine", "vllm", "--tier", "2", "--label", "zone=a", "--label", "gpu=h100"]
+    arguments += ["--price", "org/m:v1=0.5:1.5", "--engine-arg=--x", "--engine-arg", "y"]
+    _, (env,) = join(monkeypatch, tmp_path, *arguments)
+    assert (env["INFERMESH_ENGINE"], env["INFERMESH_TIER"]) == ("vllm", "2")
+    assert json.loads(env["INFERMESH_LABELS"]) == {"zone": "a", "gpu": "h100"}
+    assert json.loads(env["INFERMESH_PRICES"]) == {"org/m:v1": [0.5, 1.5]}
+    assert json.loads(env["INFERMESH_RUN_ARGS"]) == ["--x", "y"]
+    # Answers that flow when the node is told to stop have time to end.
+    assert env["INFERMESH_DRAIN_S"] == "120"
+
+
+def test_an_engine_that_is_not_named_is_asked(monkeypatch, tmp_path):
+    _, (env,) = join(monkeypatch, tmp_path)
+    assert (env["INFERMESH_ENGINE"], env["INFERMESH_RUN_MODEL"]) == ("auto", "")
+
+
+@pytest.mark.parametrize("way", ["environment", "file", "option"])
+def test_a_token_takes_the_place_of_a_key(monkeypatch, tmp_path, way):
+    started = []
+    monkeypatch.setattr(os, "execve", lambda path, argv, env: started.append((argv, env)))
+    file = tmp_path / "token"
+    file.write_text("im-token\n")
+    arguments = ["node", "--join", "127.0.0.1:8080", "--url", "http://127.0.0.1:1"]
+    arguments += ["--state-dir", str(tmp_path / "state")]
+    arguments += {"file": ["--token-file", str(file)], "option": ["--token", "im-token"]}.get(
+        way, []
+    )
+    env = {"INFERMESH_NODE_TOKEN": "im-token"} if way == "environment" else {}
+    done = CliRunner().invoke(app, arguments, env=env)
+    assert done.exit_code == 0, done.output
+    [(argv, env)] = started
+    assert (env["INFERMESH_NODE_TOKEN"], env["INFERMESH_NODE_KEY"]) == ("im-token", "")
+    assert "im-token" not in argv
+
+
+def test_the_node_can_start_its_engine(monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr(os, "execve", lambda path, argv, env: started.append(env))
+    model = tmp_path / "m.gguf"
+    model.touch()
+    base = ["node", "--join", "127.0.0.1:8080", "--key", "im-k", "--state-dir", str(tmp_path)]
+    for arguments, dialect, runs in (
+        (["--model-file", str(model)], "llamacpp", str(model)),
+        (["--engine", "sim", "--serve", "m"], "sim", "m"),
+    ):
+        done = CliRunner().invoke(app, [*base, *arguments])
+        assert done.exit_code == 0, done.output
+        env = started[-1]
+        assert (env["INFERMESH_ENGINE"], env["INFERMESH_RUN_MODEL"]) == (dialect, runs)
+        assert env["INFERMESH_ENGINE_URL"].startswith("http://127.0.0.1:172")
+    for wrong in (
+        [],
+        ["--serve", "m"],
+        ["--engine", "vllm", "--model-file", str(model)],
+        ["--engine", "sim", "--serve", "m", "--url", "http://127.0.0.1:1"],
+        ["--engine", "sim", "--serve", "m", "--model-file", str(model)],
+    ):
+        assert CliRunner().invoke(app, [*base, *wrong]).exit_code == 2, wrong
+    assert len(started) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *(("--label", "zone"), ("--label", "Zone=a"), ("--price", "m=1"), ("--price", "m=x:1")),
+        *(("--price", "m=1.2.3:1"), ("--tier", "10"), ("--engine", "gpt")),
+    ],
+)
+def test_what_makes_no_sense_starts_nothing(monkeypatch, tmp_path, wrong):
+    done, started = join(monkeypatch, tmp_path, *wrong)
+    assert (done.exit_code, started) == (2, [])

@@ -1,8 +1,11 @@
+import time
+
 import pytest
 
 from infermesh.metrics.v1 import usage_service_pb2 as usage_pb2
 from services.inference import errors
 from services.inference.accounting import Ledger
+from services.inference.answers import Answers
 from services.inference.engines.dialect import Tokens
 from services.kit.caller import caller_of
 
@@ -32,9 +35,15 @@ def spool():
     return Spool()
 
 
-def open_account(spool, metadata=METADATA):
-    caller = caller_of(metadata)
-    return Ledger(spool, "n").open(caller, operation="chat", model="m", is_stream=True)
+def open_account(spool, metadata=METADATA, *, answers=None, began_ns=None, waited_ns=0):
+    return Ledger(spool, "n", answers or Answers()).open(
+        caller_of(metadata),
+        operation="chat",
+        model="m",
+        is_stream=True,
+        began_ns=time.monotonic_ns() if began_ns is None else began_ns,
+        waited_ns=waited_ns,
+    )
 
 
 def test_an_answer_in_full(spool):
@@ -67,6 +76,7 @@ def test_the_first_end_counts(spool):
     [
         (errors.invalid("n", "no"), usage_pb2.OUTCOME_REJECTED),
         (errors.from_response(422, b"{}"), usage_pb2.OUTCOME_REJECTED),
+        (errors.from_response(429, b"{}"), usage_pb2.OUTCOME_FAILED),
         (errors.from_response(500, b"{}"), usage_pb2.OUTCOME_FAILED),
         (errors.unavailable("no"), usage_pb2.OUTCOME_FAILED),
         (RuntimeError(), usage_pb2.OUTCOME_FAILED),
@@ -86,3 +96,37 @@ def test_calls_from_inside_are_not_accounted(spool):
     account = open_account(spool, (("x-request-id", "r"),))
     account.succeed(Tokens(prompt=1))
     assert spool.begun == spool.finished == []
+
+
+def test_the_wait_for_the_engine_counts(spool):
+    waited_ns = 2 * 10**9
+    account = open_account(spool, began_ns=time.monotonic_ns() - waited_ns, waited_ns=waited_ns)
+    account.note_content()
+    account.succeed(Tokens())
+    event = spool.finished[0]
+    assert event.time_to_first_token.ToNanoseconds() >= 2 * 10**9
+    assert event.duration.ToNanoseconds() >= 2 * 10**9
+    assert time.time_ns() - event.start_time.ToNanoseconds() >= 2 * 10**9
+
+
+@pytest.mark.parametrize("metadata", [METADATA, METADATA[:1]])
+def test_the_node_learns_from_every_answer(spool, metadata):
+    answers = Answers()
+    expecting = (*metadata, ("x-mesh-expected-cached", "0.50"))
+    account = open_account(spool, expecting, answers=answers, began_ns=time.monotonic_ns() - 10**9)
+    account.note_content()
+    account.succeed(Tokens(prompt=100, completion=7, cached=40))
+    assert (answers.expected_cached_tokens, answers.cached_tokens) == (50, 40)
+    assert answers.prompt_tokens == 100
+    assert answers.time_to_first_token_s >= 1
+    assert account.tokens.cached == 40
+
+
+def test_what_was_cut_off_teaches_nothing(spool):
+    answers = Answers()
+    for end in (lambda a: a.cancel(), lambda a: a.fail(RuntimeError())):
+        account = open_account(spool, answers=answers)
+        account.note_content()
+        end(account)
+    assert answers.time_to_first_token_s is None
+    assert answers.prompt_tokens is None

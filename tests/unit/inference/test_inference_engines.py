@@ -1,18 +1,11 @@
 import orjson
 import pytest
 
-from services.inference.agent import node_load, served_model
 from services.inference.engines import ENGINES
-from services.inference.engines.dialect import (
-    EngineModel,
-    Load,
-    Tokens,
-    count_of,
-    prometheus_values,
-)
+from services.inference.engines.dialect import EngineOptions, Tokens, count_of, share_of
 from services.inference.engines.llamacpp import LlamaCpp
 from services.inference.engines.openai import OpenAICompatible
-from services.inference.http_connection import EngineConnectionError
+from services.inference.engines.vllm import Vllm
 from services.inference.requests import parse
 
 
@@ -28,7 +21,9 @@ def sent(plan):
 
 
 def test_every_dialect_is_named_as_it_is_set():
-    assert {name: make().name for name, make in ENGINES.items()} == {n: n for n in ENGINES}
+    assert {name: make(EngineOptions()).name for name, make in ENGINES.items()} == {
+        n: n for n in ENGINES
+    }
 
 
 @pytest.mark.parametrize(
@@ -97,25 +92,61 @@ def test_llamacpp_counts_a_shared_prompt_once():
     assert engine.total([], request()) == Tokens()
 
 
-def test_metrics_are_summed_over_labels_and_missing_is_unknown():
-    text = b'# HELP a b\na{x="1 2"} 3\na{x="}"} 4.0 1700000000\nab 9\nb 2\n'
-    assert prometheus_values(text, {b"a": "one", b"b": "two", b"c": "three"}) == {
-        "one": 7.0,
-        "two": 2.0,
-    }
-    with pytest.raises(EngineConnectionError):
-        prometheus_values(b"a\n", {b"a": "one"})
-
-
 @pytest.mark.parametrize("value", [-1, True, None, "3", float("nan"), 2**31])
 def test_what_is_no_count_is_unknown(value):
     assert count_of(value) is None
 
 
-def test_reports():
-    load = node_load(Load(), in_flight=3)
-    assert (load.running, load.HasField("queued"), load.HasField("slots")) == (3, False, False)
-    load = node_load(Load(running=0, queued=2, kv_use=0.5, slots=4), in_flight=3)
-    assert (load.running, load.queued, load.kv_use, load.slots) == (0, 2, 0.5, 4)
-    model = served_model(EngineModel("m", can_chat=False, can_embed=True, context_length=512))
-    assert (model.name, list(model.capabilities), model.context_length) == ("m", [2], 512)
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("inf"), True, None, "0.5"])
+def test_what_is_no_share_is_unknown(value):
+    assert share_of(value) is None
+
+
+def test_a_full_cache_that_was_rounded_is_full():
+    assert share_of(1.0001) == 1.0
+    assert share_of(0) == 0.0
+
+
+def test_vllm_passes_bodies_on_untouched_where_nothing_is_asked_of_it():
+    asked = request()
+    assert Vllm().plan(asked).body is asked.body
+    asked = request(stream=True, stream_options={"include_usage": True})
+    plan = Vllm().plan(asked)
+    assert plan.body is asked.body
+    assert (plan.hides_usage, plan.translator, plan.mend) == (False, None, None)
+
+
+def test_vllm_moves_the_fingerprint_back():
+    last = b'data: {"choices":[{"finish_reason":"stop"}]}\n\n'
+    usage = b'data: {"choices":[],"usage":{},"system_fingerprint":"f"}\n\n'
+    restored = b'data: {"choices":[{"finish_reason":"stop"}],"system_fingerprint":"f"}\n\n'
+    assert Vllm().restore(last, usage) == restored
+    assert Vllm().restore(b"", usage) == b""
+    assert Vllm().restore(restored, usage) == restored
+
+
+def test_the_model_that_answers_is_what_the_engine_is_asked_for():
+    asked = request(fallback_models=["x"])
+    asked.model = "other"
+    for make in (LlamaCpp, Vllm, OpenAICompatible):
+        fields = orjson.loads(make().plan(asked).body)
+        assert fields["model"] == "other"
+        assert "fallback_models" not in fields
+
+
+def test_an_endpoint_that_does_not_stop_is_asked_for_streams():
+    plan = OpenAICompatible(EngineOptions(always_streams=True)).plan(request())
+    assert sent(plan) == {"stream": True, "stream_options": {"include_usage": True}}
+    assert (plan.is_folded, plan.hides_usage) == (True, True)
+
+
+def test_keys_go_in_the_form_of_the_endpoint():
+    assert OpenAICompatible(EngineOptions()).headers == {}
+    assert OpenAICompatible(EngineOptions(api_key="k")).headers == {"authorization": "Bearer k"}
+    azure = OpenAICompatible(EngineOptions(api_key="k", api_version="v"))
+    assert azure.headers == {"api-key": "k"}
+
+
+def test_a_cloud_is_asked_rarely():
+    assert OpenAICompatible(EngineOptions(is_remote=True)).probe_interval_s >= 10
+    assert OpenAICompatible(EngineOptions()).probe_interval_s == 0

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from google.rpc import error_details_pb2
 
 from services.inference import errors
 from services.inference.http_connection import (
@@ -18,7 +19,6 @@ def body(**error):
     ("status", "reason"),
     [
         (400, "ENGINE_REJECTED"),
-        (404, "ENGINE_REJECTED"),
         (413, "ENGINE_REJECTED"),
         (422, "ENGINE_REJECTED"),
         (501, "ENGINE_REJECTED"),
@@ -26,7 +26,7 @@ def body(**error):
         (403, "ENGINE_FAILED"),
         (500, "ENGINE_FAILED"),
         (302, "ENGINE_FAILED"),
-        (429, "ENGINE_UNAVAILABLE"),
+        (429, "OVERLOADED"),
         (502, "ENGINE_UNAVAILABLE"),
         (503, "ENGINE_UNAVAILABLE"),
     ],
@@ -85,3 +85,18 @@ def test_an_error_in_a_stream():
 )
 def test_broken_connections(error, has_answered, reason):
     assert errors.from_transport(error, has_answered=has_answered).reason_name == reason
+
+
+def test_a_full_node_says_when_to_come_back():
+    error = errors.overloaded("The node's queue is full.", 7)
+    assert (error.reason_name, error.http_status, error.retry_after_s) == ("OVERLOADED", 429, 7)
+    assert dict(error.trailers())["retry-after"] == "7"
+    retry = error_details_pb2.RetryInfo()
+    assert [d.Unpack(retry) for d in error.to_status().details if d.Is(retry.DESCRIPTOR)] == [True]
+    assert retry.retry_delay.seconds == 7
+
+
+def test_others_do_not_say_when():
+    error = errors.unavailable("no")
+    assert "retry-after" not in dict(error.trailers())
+    assert len(error.to_status().details) == 1

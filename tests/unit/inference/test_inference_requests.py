@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.inference import extensions
 from services.inference.requests import parse, with_fields
 from services.kit.errors import MeshError
 
@@ -91,7 +92,9 @@ def test_a_field_that_is_there_is_replaced_not_doubled():
 
 @given(
     extra=st.dictionaries(
-        st.text(max_size=8), st.integers(-(2**53), 2**53) | st.text() | st.none(), max_size=5
+        st.text(max_size=8).filter(lambda name: name not in extensions.NAMES),
+        st.integers(-(2**53), 2**53) | st.text() | st.none(),
+        max_size=5,
     ),
     changes=st.dictionaries(st.sampled_from(["stream", "x", "seed"]), st.booleans(), max_size=3),
 )

@@ -21,10 +21,32 @@ def test_a_call_from_inside_gets_an_id_and_has_no_key(
 ) -> None:
     bare = caller_of(metadata)
     assert len(bare.request_id) == 36
-    assert bare[1:] == (1, "", "", "")
+    assert bare[1:] == (1, "", "", "", (), None, "")
 
 
 def test_ids_and_attempts_are_bounded() -> None:
     assert caller_of([("x-request-id", "r" * 100)]).request_id == "r" * 64
     for attempt in ("zero", "\u00b2", "-1", "0", "1000000", ""):
         assert caller_of([("x-envoy-attempt-count", attempt)]).attempt == 1
+
+
+def test_what_routing_says():
+    caller = caller_of(
+        (
+            ("x-mesh-models", "a,b"),
+            ("x-mesh-expected-cached", "0.25"),
+            ("x-mesh-decision", '{"policy":"p"}'),
+        )
+    )
+    assert caller.models == ("a", "b")
+    assert caller.expected_cached == 0.25
+    assert caller.decision == '{"policy":"p"}'
+
+
+@pytest.mark.parametrize(
+    ("said", "share"),
+    [("0", 0.0), ("0.00", 0.0), ("1", 1.0), ("1.00", 1.0)]
+    + [(said, None) for said in ("", "1.5", "-0.1", "nan", "inf", "0.1x", "1e-3")],
+)
+def test_a_share_is_a_share(said, share):
+    assert caller_of((("x-mesh-expected-cached", said),)).expected_cached == share

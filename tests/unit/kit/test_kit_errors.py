@@ -1,10 +1,11 @@
 import base64
 import urllib.parse
 
+import grpc
 import pytest
 
 from infermesh.errors.v1 import errors_pb2
-from services.kit.errors import MeshError
+from services.kit.errors import MeshError, from_rpc_error
 
 REASON = errors_pb2.ERROR_REASON_INVALID_ARGUMENT
 CHARACTERS = ["a", "\u00e9", "\u6f22", "\U0001f600", '"', "\\", "%", "\0"]
@@ -23,7 +24,7 @@ def wire_bytes(error: MeshError) -> int:
 @pytest.mark.parametrize("character", CHARACTERS)
 def test_all_trailers_together_stay_below_8_kib(character: str) -> None:
     text = character * 5000
-    error = MeshError(REASON, text, param=text, metadata={"a": text, "b": text})
+    error = MeshError(REASON, text, param=text, metadata={"a": text, "b": text}, retry_after_s=3600)
     assert wire_bytes(error) < 8000
     assert text.startswith(error.message)
     assert len(error.message) >= 1024 // 12
@@ -43,3 +44,21 @@ def test_what_was_cut_is_not_cut_again() -> None:
     once = MeshError(REASON, "\u6f22" * 999, param="p" * 999, metadata={"m": "\u6f22" * 999})
     twice = MeshError(REASON, once.message, param=once.param, metadata=once.metadata)
     assert (twice.message, twice.param, twice.metadata) == (once.message, once.param, once.metadata)
+
+
+@pytest.mark.parametrize("retry_after_s", [None, 1, 60])
+def test_another_service_reads_all_of_it(retry_after_s: int | None) -> None:
+    sent = MeshError(
+        errors_pb2.ERROR_REASON_OVERLOADED,
+        "full",
+        param="p",
+        metadata={"m": "x"},
+        retry_after_s=retry_after_s,
+    )
+    trailers = grpc.aio.Metadata(*sent.trailers())
+    read = from_rpc_error(
+        grpc.aio.AioRpcError(sent.code, grpc.aio.Metadata(), trailers, sent.message)
+    )
+    assert read is not None
+    assert (read.reason, read.message, read.param) == (sent.reason, "full", "p")
+    assert (read.metadata, read.retry_after_s) == ({"m": "x"}, retry_after_s)

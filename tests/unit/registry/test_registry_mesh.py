@@ -211,7 +211,7 @@ async def test_an_operators_drain_outlives_everything_but_resume() -> None:
     world.report(first)
     node = await world.mesh.set_drain("a", True)
     assert node.state == r.NODE_STATE_DRAINING
-    assert await first.next_drain() is True
+    assert (await first.next_message()).drain_changed.draining
     assert world.store.nodes["a"].draining
     world.report(first)
     world.mesh.leave(first)
@@ -221,11 +221,11 @@ async def test_an_operators_drain_outlives_everything_but_resume() -> None:
     restarted = World(world.store)
     restarted.mesh.restore(*await world.store.load())
     second = await restarted.join()
-    assert await second.next_drain() is True
+    assert (await second.next_message()).drain_changed.draining
     restarted.report(second)
     assert restarted.state() == "DRAINING"
     await restarted.mesh.set_drain("a", False)
-    assert await second.next_drain() is False
+    assert not (await second.next_message()).drain_changed.draining
     assert restarted.state() == "READY"
 
 
@@ -513,7 +513,7 @@ async def test_stopping_ends_all_streams() -> None:
     world = World()
     attachment = await world.join()
     world.mesh.close()
-    assert await attachment.next_drain() is None
+    assert await attachment.next_message() is None
     assert attachment.end is End.STOPPING
 
 

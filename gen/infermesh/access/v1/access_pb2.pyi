@@ -33,6 +33,8 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """Joins as a node and reports usage; held by node agents only."""
     ROLE_ADMIN: _Role.ValueType  # 3
     """Everything that a user may, and the administration of the mesh."""
+    ROLE_JOIN: _Role.ValueType  # 4
+    """Exchanges itself for the key of a node and can do nothing else; join tokens have it."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """Says what a key may do. Roles are sets of permissions, not ranks: a node key cannot chat."""
@@ -45,6 +47,8 @@ ROLE_NODE: Role.ValueType  # 2
 """Joins as a node and reports usage; held by node agents only."""
 ROLE_ADMIN: Role.ValueType  # 3
 """Everything that a user may, and the administration of the mesh."""
+ROLE_JOIN: Role.ValueType  # 4
+"""Exchanges itself for the key of a node and can do nothing else; join tokens have it."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 ALLOWED_ROLES_FIELD_NUMBER: _builtins.int

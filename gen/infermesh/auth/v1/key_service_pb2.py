@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from infermesh.access.v1 import access_pb2 as infermesh_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#infermesh/auth/v1/key_service.proto\x12\x11infermesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a infermesh/access/v1/access.proto\"\xd6\x01\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.infermesh.access.v1.Role\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x0e\n\x06prefix\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb1\x01\n\x10\x43reateKeyRequest\x12\x34\n\x0c\x64isplay_name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]+$\x12\x31\n\x04role\x18\x02 \x01(\x0e\x32\x19.infermesh.access.v1.RoleB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x34\n\x06tenant\x18\x03 \x01(\tB$\xbaH!r\x1f\x32\x1d^([a-z0-9][a-z0-9_-]{0,62})?$\"H\n\x11\x43reateKeyResponse\x12#\n\x03key\x18\x01 \x01(\x0b\x32\x16.infermesh.auth.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"*\n\rGetKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"N\n\x0fListKeysRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"Q\n\x10ListKeysResponse\x12$\n\x04keys\x18\x01 \x03(\x0b\x32\x16.infermesh.auth.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"-\n\x10RevokeKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@2\xcc\x03\n\nKeyService\x12u\n\tCreateKey\x12#.infermesh.auth.v1.CreateKeyRequest\x1a$.infermesh.auth.v1.CreateKeyResponse\"\x1d\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x12\"\r/mesh/v1/keys:\x01*\x12g\n\x06GetKey\x12 .infermesh.auth.v1.GetKeyRequest\x1a\x16.infermesh.auth.v1.Key\"#\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x18\x12\x16/mesh/v1/keys/{key_id}\x12o\n\x08ListKeys\x12\".infermesh.auth.v1.ListKeysRequest\x1a#.infermesh.auth.v1.ListKeysResponse\"\x1a\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x0f\x12\r/mesh/v1/keys\x12m\n\tRevokeKey\x12#.infermesh.auth.v1.RevokeKeyRequest\x1a\x16.infermesh.auth.v1.Key\"#\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x18*\x16/mesh/v1/keys/{key_id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#infermesh/auth/v1/key_service.proto\x12\x11infermesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a infermesh/access/v1/access.proto\"\x87\x02\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.infermesh.access.v1.Role\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x0e\n\x06prefix\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb3\x01\n\x10\x43reateKeyRequest\x12\x34\n\x0c\x64isplay_name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]+$\x12\x33\n\x04role\x18\x02 \x01(\x0e\x32\x19.infermesh.access.v1.RoleB\n\xbaH\x07\x82\x01\x04\x10\x01 \x04\x12\x34\n\x06tenant\x18\x03 \x01(\tB$\xbaH!r\x1f\x32\x1d^([a-z0-9][a-z0-9_-]{0,62})?$\"H\n\x11\x43reateKeyResponse\x12#\n\x03key\x18\x01 \x01(\x0b\x32\x16.infermesh.auth.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"*\n\rGetKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"N\n\x0fListKeysRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"Q\n\x10ListKeysResponse\x12$\n\x04keys\x18\x01 \x03(\x0b\x32\x16.infermesh.auth.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"-\n\x10RevokeKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@2\xcc\x03\n\nKeyService\x12u\n\tCreateKey\x12#.infermesh.auth.v1.CreateKeyRequest\x1a$.infermesh.auth.v1.CreateKeyResponse\"\x1d\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x12\"\r/mesh/v1/keys:\x01*\x12g\n\x06GetKey\x12 .infermesh.auth.v1.GetKeyRequest\x1a\x16.infermesh.auth.v1.Key\"#\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x18\x12\x16/mesh/v1/keys/{key_id}\x12o\n\x08ListKeys\x12\".infermesh.auth.v1.ListKeysRequest\x1a#.infermesh.auth.v1.ListKeysResponse\"\x1a\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x0f\x12\r/mesh/v1/keys\x12m\n\tRevokeKey\x12#.infermesh.auth.v1.RevokeKeyRequest\x1a\x16.infermesh.auth.v1.Key\"#\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x18*\x16/mesh/v1/keys/{key_id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,7 +38,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEKEYREQUEST'].fields_by_name['display_name']._loaded_options = None
   _globals['_CREATEKEYREQUEST'].fields_by_name['display_name']._serialized_options = b'\272H\033r\031\020\001\030d2\023^[^\\x00-\\x1f\\x7f]+$'
   _globals['_CREATEKEYREQUEST'].fields_by_name['role']._loaded_options = None
-  _globals['_CREATEKEYREQUEST'].fields_by_name['role']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_CREATEKEYREQUEST'].fields_by_name['role']._serialized_options = b'\272H\007\202\001\004\020\001 \004'
   _globals['_CREATEKEYREQUEST'].fields_by_name['tenant']._loaded_options = None
   _globals['_CREATEKEYREQUEST'].fields_by_name['tenant']._serialized_options = b'\272H!r\0372\035^([a-z0-9][a-z0-9_-]{0,62})?$'
   _globals['_GETKEYREQUEST'].fields_by_name['key_id']._loaded_options = None
@@ -58,19 +58,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYSERVICE'].methods_by_name['RevokeKey']._loaded_options = None
   _globals['_KEYSERVICE'].methods_by_name['RevokeKey']._serialized_options = b'\262\341\030\001\003\202\323\344\223\002\030*\026/mesh/v1/keys/{key_id}'
   _globals['_KEY']._serialized_start=185
-  _globals['_KEY']._serialized_end=399
-  _globals['_CREATEKEYREQUEST']._serialized_start=402
-  _globals['_CREATEKEYREQUEST']._serialized_end=579
-  _globals['_CREATEKEYRESPONSE']._serialized_start=581
-  _globals['_CREATEKEYRESPONSE']._serialized_end=653
-  _globals['_GETKEYREQUEST']._serialized_start=655
-  _globals['_GETKEYREQUEST']._serialized_end=697
-  _globals['_LISTKEYSREQUEST']._serialized_start=699
-  _globals['_LISTKEYSREQUEST']._serialized_end=777
-  _globals['_LISTKEYSRESPONSE']._serialized_start=779
-  _globals['_LISTKEYSRESPONSE']._serialized_end=860
-  _globals['_REVOKEKEYREQUEST']._serialized_start=862
-  _globals['_REVOKEKEYREQUEST']._serialized_end=907
-  _globals['_KEYSERVICE']._serialized_start=910
-  _globals['_KEYSERVICE']._serialized_end=1370
+  _globals['_KEY']._serialized_end=448
+  _globals['_CREATEKEYREQUEST']._serialized_start=451
+  _globals['_CREATEKEYREQUEST']._serialized_end=630
+  _globals['_CREATEKEYRESPONSE']._serialized_start=632
+  _globals['_CREATEKEYRESPONSE']._serialized_end=704
+  _globals['_GETKEYREQUEST']._serialized_start=706
+  _globals['_GETKEYREQUEST']._serialized_end=748
+  _globals['_LISTKEYSREQUEST']._serialized_start=750
+  _globals['_LISTKEYSREQUEST']._serialized_end=828
+  _globals['_LISTKEYSRESPONSE']._serialized_start=830
+  _globals['_LISTKEYSRESPONSE']._serialized_end=911
+  _globals['_REVOKEKEYREQUEST']._serialized_start=913
+  _globals['_REVOKEKEYREQUEST']._serialized_end=958
+  _globals['_KEYSERVICE']._serialized_start=961
+  _globals['_KEYSERVICE']._serialized_end=1421
 # @@protoc_insertion_point(module_scope)

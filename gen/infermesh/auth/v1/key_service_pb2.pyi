@@ -33,6 +33,7 @@ class Key(_message.Message):
     PREFIX_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Identifies the key; made by the service, safe to log. Example: `key_5r0c9q2m7x1v`."""
     display_name: _builtins.str
@@ -49,7 +50,11 @@ class Key(_message.Message):
 
     @_builtins.property
     def revoke_time(self) -> _timestamp_pb2.Timestamp:
-        """When the key was revoked; unset while it is valid."""
+        """When the key was revoked; unset while nobody did."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """When the key stops being valid; unset for a key that does not expire."""
 
     def __init__(
         self,
@@ -61,10 +66,11 @@ class Key(_message.Message):
         prefix: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         revoke_time: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "revoke_time", b"revoke_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "revoke_time", b"revoke_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "key_id", b"key_id", "prefix", b"prefix", "revoke_time", b"revoke_time", "role", b"role", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "expire_time", b"expire_time", "key_id", b"key_id", "prefix", b"prefix", "revoke_time", b"revoke_time", "role", b"role", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -82,7 +88,9 @@ class CreateKeyRequest(_message.Message):
     display_name: _builtins.str
     """A name for people. 1 to 100 characters, no control characters."""
     role: _access_pb2.Role.ValueType
-    """What the key may do. Default: `ROLE_USER`."""
+    """What the key may do. Default: `ROLE_USER`. Keys of `ROLE_JOIN` are join tokens, which
+    `JoinTokenService` makes.
+    """
     tenant: _builtins.str
     """The tenant that the key acts for: lower-case letters, digits, `-` and `_`, at most 63
     characters. Default: `default`.

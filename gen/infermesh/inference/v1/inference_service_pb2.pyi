@@ -89,6 +89,62 @@ FINISH_REASON_CONTENT_FILTER: FinishReason.ValueType  # 4
 """A filter cut it."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
+class _OptimizationLevel:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OptimizationLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OptimizationLevel.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    OPTIMIZATION_LEVEL_UNSPECIFIED: _OptimizationLevel.ValueType  # 0
+    """Not set: the model's own policy."""
+    OPTIMIZATION_LEVEL_LOW: _OptimizationLevel.ValueType  # 1
+    """Cheapest."""
+    OPTIMIZATION_LEVEL_MEDIUM: _OptimizationLevel.ValueType  # 2
+    """Balanced."""
+    OPTIMIZATION_LEVEL_HIGH: _OptimizationLevel.ValueType  # 3
+    """Fastest."""
+
+class OptimizationLevel(_OptimizationLevel, metaclass=_OptimizationLevelEnumTypeWrapper):
+    """How much a request may cost against how fast it is answered."""
+
+OPTIMIZATION_LEVEL_UNSPECIFIED: OptimizationLevel.ValueType  # 0
+"""Not set: the model's own policy."""
+OPTIMIZATION_LEVEL_LOW: OptimizationLevel.ValueType  # 1
+"""Cheapest."""
+OPTIMIZATION_LEVEL_MEDIUM: OptimizationLevel.ValueType  # 2
+"""Balanced."""
+OPTIMIZATION_LEVEL_HIGH: OptimizationLevel.ValueType  # 3
+"""Fastest."""
+Global___OptimizationLevel: _TypeAlias = OptimizationLevel  # noqa: Y015
+
+class _Priority:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PriorityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Priority.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRIORITY_UNSPECIFIED: _Priority.ValueType  # 0
+    """Not set: normal."""
+    PRIORITY_LOW: _Priority.ValueType  # 1
+    """After all others, and the first to be refused."""
+    PRIORITY_NORMAL: _Priority.ValueType  # 2
+    """The usual."""
+    PRIORITY_HIGH: _Priority.ValueType  # 3
+    """Before all others."""
+
+class Priority(_Priority, metaclass=_PriorityEnumTypeWrapper):
+    """How urgent a request is where requests wait for an engine."""
+
+PRIORITY_UNSPECIFIED: Priority.ValueType  # 0
+"""Not set: normal."""
+PRIORITY_LOW: Priority.ValueType  # 1
+"""After all others, and the first to be refused."""
+PRIORITY_NORMAL: Priority.ValueType  # 2
+"""The usual."""
+PRIORITY_HIGH: Priority.ValueType  # 3
+"""Before all others."""
+Global___Priority: _TypeAlias = Priority  # noqa: Y015
+
 @_typing.final
 class ImageUrl(_message.Message):
     """A picture, by address or inline."""
@@ -460,14 +516,36 @@ class ChatRequest(_message.Message):
     RESPONSE_FORMAT_FIELD_NUMBER: _builtins.int
     N_FIELD_NUMBER: _builtins.int
     ENGINE_OPTIONS_FIELD_NUMBER: _builtins.int
+    PREFERRED_FRAMEWORK_FIELD_NUMBER: _builtins.int
+    FALLBACK_MODELS_FIELD_NUMBER: _builtins.int
+    ENABLE_CACHING_FIELD_NUMBER: _builtins.int
+    OPTIMIZATION_LEVEL_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The model's name."""
+    """The model's name, or an alias."""
     max_tokens: _builtins.int
     """The most tokens to make. Default (unset): the engine's."""
     parallel_tool_calls: _builtins.bool
     """Whether it may call several at once. Default: the engine's."""
     n: _builtins.int
     """How many answers to give, 1 to 16. Default (unset): 1."""
+    preferred_framework: _builtins.str
+    """The engine to prefer, where one that serves the model is up. Default (empty): any.
+    Example: `vllm`.
+    """
+    enable_caching: _builtins.bool
+    """Whether to look for a node that has the prompt's beginning in its cache. Default (unset): as
+    the model's policy says.
+    """
+    optimization_level: Global___OptimizationLevel.ValueType
+    """What matters more, cost or speed. Default: the model's policy."""
+    priority: Global___Priority.ValueType
+    """How urgent it is. Default: normal."""
+    session_id: _builtins.str
+    """Names a conversation, so that a policy can keep it on one node. At most 200 characters.
+    Default (empty): none.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The chat so far, oldest first; at least one message."""
@@ -490,8 +568,14 @@ class ChatRequest(_message.Message):
 
     @_builtins.property
     def engine_options(self) -> _struct_pb2.Struct:
-        """Fields that only the engine knows, put into its request as they are. They cannot replace a
-        field above.
+        """Fields that only the engine knows, put into its request as they are. They cannot replace
+        another field of this message.
+        """
+
+    @_builtins.property
+    def fallback_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models to answer with where the one above cannot, best first, at most 8. Default (none): the
+        model's configured chain.
         """
 
     def __init__(
@@ -507,17 +591,27 @@ class ChatRequest(_message.Message):
         response_format: Global___ResponseFormat | None = ...,
         n: _builtins.int | None = ...,
         engine_options: _struct_pb2.Struct | None = ...,
+        preferred_framework: _builtins.str = ...,
+        fallback_models: _abc.Iterable[_builtins.str] | None = ...,
+        enable_caching: _builtins.bool | None = ...,
+        optimization_level: Global___OptimizationLevel.ValueType = ...,
+        priority: Global___Priority.ValueType = ...,
+        session_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_n", b"_n", "_parallel_tool_calls", b"_parallel_tool_calls", "engine_options", b"engine_options", "max_tokens", b"max_tokens", "n", b"n", "parallel_tool_calls", b"parallel_tool_calls", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_caching", b"_enable_caching", "_max_tokens", b"_max_tokens", "_n", b"_n", "_parallel_tool_calls", b"_parallel_tool_calls", "enable_caching", b"enable_caching", "engine_options", b"engine_options", "max_tokens", b"max_tokens", "n", b"n", "parallel_tool_calls", b"parallel_tool_calls", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_n", b"_n", "_parallel_tool_calls", b"_parallel_tool_calls", "engine_options", b"engine_options", "max_tokens", b"max_tokens", "messages", b"messages", "model", b"model", "n", b"n", "parallel_tool_calls", b"parallel_tool_calls", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_caching", b"_enable_caching", "_max_tokens", b"_max_tokens", "_n", b"_n", "_parallel_tool_calls", b"_parallel_tool_calls", "enable_caching", b"enable_caching", "engine_options", b"engine_options", "fallback_models", b"fallback_models", "max_tokens", b"max_tokens", "messages", b"messages", "model", b"model", "n", b"n", "optimization_level", b"optimization_level", "parallel_tool_calls", b"parallel_tool_calls", "preferred_framework", b"preferred_framework", "priority", b"priority", "response_format", b"response_format", "sampling", b"sampling", "session_id", b"session_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__enable_caching: _TypeAlias = _typing.Literal["enable_caching"]  # noqa: Y015
+    _WhichOneofArgType__enable_caching: _TypeAlias = _typing.Literal["_enable_caching", b"_enable_caching"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
     _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
     _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
     _WhichOneofReturnType__parallel_tool_calls: _TypeAlias = _typing.Literal["parallel_tool_calls"]  # noqa: Y015
     _WhichOneofArgType__parallel_tool_calls: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enable_caching) -> _WhichOneofReturnType__enable_caching | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
     @_typing.overload
@@ -569,6 +663,87 @@ class Usage(_message.Message):
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
+class GatewayMetadata(_message.Message):
+    """How an answer came about, for callers that sent `x-debug-mode: true`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    FRAMEWORK_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    RESPONSE_TIME_MS_FIELD_NUMBER: _builtins.int
+    QUEUE_MS_FIELD_NUMBER: _builtins.int
+    CACHE_HIT_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    COST_ESTIMATE_USD_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node that answered. Example: `node-1`."""
+    deployment: _builtins.str
+    """The deployment that the node belongs to; unset while there are none."""
+    framework: _builtins.str
+    """The node's engine. Example: `vllm`."""
+    model: _builtins.str
+    """The model that answered."""
+    response_time_ms: _builtins.float
+    """Milliseconds from the call's arrival at the node to the end of the answer."""
+    queue_ms: _builtins.float
+    """Milliseconds of these in which the call waited for the engine to have room; part of
+    `response_time_ms`.
+    """
+    cache_hit: _builtins.float
+    """The share of the prompt that the engine had in its cache, 0 to 1; unset where it does not say."""
+    score: _builtins.float
+    """The node's score in routing's decision, 0 to 1; unset where routing did not score it."""
+    policy: _builtins.str
+    """The policy that routing decided by; unset where it did not say."""
+    cost_estimate_usd: _builtins.float
+    """What the answer cost by the node's prices, in US dollars; unset where a price or a count is
+    unknown.
+    """
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        deployment: _builtins.str | None = ...,
+        framework: _builtins.str = ...,
+        model: _builtins.str = ...,
+        response_time_ms: _builtins.float = ...,
+        queue_ms: _builtins.float = ...,
+        cache_hit: _builtins.float | None = ...,
+        score: _builtins.float | None = ...,
+        policy: _builtins.str | None = ...,
+        cost_estimate_usd: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cache_hit", b"_cache_hit", "_cost_estimate_usd", b"_cost_estimate_usd", "_deployment", b"_deployment", "_policy", b"_policy", "_score", b"_score", "cache_hit", b"cache_hit", "cost_estimate_usd", b"cost_estimate_usd", "deployment", b"deployment", "policy", b"policy", "score", b"score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cache_hit", b"_cache_hit", "_cost_estimate_usd", b"_cost_estimate_usd", "_deployment", b"_deployment", "_policy", b"_policy", "_score", b"_score", "cache_hit", b"cache_hit", "cost_estimate_usd", b"cost_estimate_usd", "deployment", b"deployment", "framework", b"framework", "model", b"model", "node", b"node", "policy", b"policy", "queue_ms", b"queue_ms", "response_time_ms", b"response_time_ms", "score", b"score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cache_hit: _TypeAlias = _typing.Literal["cache_hit"]  # noqa: Y015
+    _WhichOneofArgType__cache_hit: _TypeAlias = _typing.Literal["_cache_hit", b"_cache_hit"]  # noqa: Y015
+    _WhichOneofReturnType__cost_estimate_usd: _TypeAlias = _typing.Literal["cost_estimate_usd"]  # noqa: Y015
+    _WhichOneofArgType__cost_estimate_usd: _TypeAlias = _typing.Literal["_cost_estimate_usd", b"_cost_estimate_usd"]  # noqa: Y015
+    _WhichOneofReturnType__deployment: _TypeAlias = _typing.Literal["deployment"]  # noqa: Y015
+    _WhichOneofArgType__deployment: _TypeAlias = _typing.Literal["_deployment", b"_deployment"]  # noqa: Y015
+    _WhichOneofReturnType__policy: _TypeAlias = _typing.Literal["policy"]  # noqa: Y015
+    _WhichOneofArgType__policy: _TypeAlias = _typing.Literal["_policy", b"_policy"]  # noqa: Y015
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cache_hit) -> _WhichOneofReturnType__cache_hit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_estimate_usd) -> _WhichOneofReturnType__cost_estimate_usd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deployment) -> _WhichOneofReturnType__deployment | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__policy) -> _WhichOneofReturnType__policy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
+
+Global___GatewayMetadata: _TypeAlias = GatewayMetadata  # noqa: Y015
+
+@_typing.final
 class ChatChoice(_message.Message):
     """One answer to a chat."""
 
@@ -611,10 +786,13 @@ class ChatResponse(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     CHOICES_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    GATEWAY_METADATA_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The engine's id of the answer."""
     model: _builtins.str
-    """The model, as the caller named it."""
+    """The model that answered: the one that the caller named, or what its alias or its fallbacks
+    came to.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the engine answered."""
@@ -627,6 +805,10 @@ class ChatResponse(_message.Message):
     def usage(self) -> Global___Usage:
         """What it took; unset when the engine does not say."""
 
+    @_builtins.property
+    def gateway_metadata(self) -> Global___GatewayMetadata:
+        """How it came about; unset unless the caller asked with `x-debug-mode: true`."""
+
     def __init__(
         self,
         *,
@@ -635,10 +817,11 @@ class ChatResponse(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         choices: _abc.Iterable[Global___ChatChoice] | None = ...,
         usage: Global___Usage | None = ...,
+        gateway_metadata: Global___GatewayMetadata | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gateway_metadata", b"gateway_metadata", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "create_time", b"create_time", "id", b"id", "model", b"model", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "create_time", b"create_time", "gateway_metadata", b"gateway_metadata", "id", b"id", "model", b"model", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -718,17 +901,22 @@ class StreamChatResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     DELTAS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    GATEWAY_METADATA_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The engine's id of the answer."""
     model: _builtins.str
-    """The model, as the caller named it."""
+    """The model that answered; see `ChatResponse`."""
     @_builtins.property
     def deltas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatDelta]:
-        """The pieces; empty on a message that only carries usage."""
+        """The pieces; empty on the last message."""
 
     @_builtins.property
     def usage(self) -> Global___Usage:
         """What it took; on the last message only."""
+
+    @_builtins.property
+    def gateway_metadata(self) -> Global___GatewayMetadata:
+        """How it came about; on the last message only, and as in `ChatResponse`."""
 
     def __init__(
         self,
@@ -737,10 +925,11 @@ class StreamChatResponse(_message.Message):
         model: _builtins.str = ...,
         deltas: _abc.Iterable[Global___ChatDelta] | None = ...,
         usage: Global___Usage | None = ...,
+        gateway_metadata: Global___GatewayMetadata | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gateway_metadata", b"gateway_metadata", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deltas", b"deltas", "id", b"id", "model", b"model", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deltas", b"deltas", "gateway_metadata", b"gateway_metadata", "id", b"id", "model", b"model", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -814,7 +1003,7 @@ class EmbedResponse(_message.Message):
     EMBEDDINGS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The model, as the caller named it."""
+    """The model that answered."""
     @_builtins.property
     def embeddings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Embedding]:
         """One for each input."""

@@ -59,8 +59,9 @@ class InferenceServiceServicer:
     """
 
     def Chat(self, request, context):
-        """Answers a chat with one message. Fails with INVALID_ARGUMENT, NOT_FOUND (`MODEL_NOT_FOUND`),
-        UNAVAILABLE (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`).
+        """Answers a chat with one message. Fails with INVALID_ARGUMENT (`UNSUPPORTED` where no engine of
+        the model's can do what is asked), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE
+        (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`), RESOURCE_EXHAUSTED (`OVERLOADED`, with `RetryInfo`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

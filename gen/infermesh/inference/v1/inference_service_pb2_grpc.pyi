@@ -36,8 +36,9 @@ class InferenceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InferenceServiceAsyncStub: ...
     Chat: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.ChatRequest, _inference_service_pb2.ChatResponse]
-    """Answers a chat with one message. Fails with INVALID_ARGUMENT, NOT_FOUND (`MODEL_NOT_FOUND`),
-    UNAVAILABLE (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`).
+    """Answers a chat with one message. Fails with INVALID_ARGUMENT (`UNSUPPORTED` where no engine of
+    the model's can do what is asked), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE
+    (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`), RESOURCE_EXHAUSTED (`OVERLOADED`, with `RetryInfo`).
     """
     StreamChat: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.StreamChatRequest, _inference_service_pb2.StreamChatResponse]
     """Answers a chat piece by piece; the last message carries the usage. Fails like `Chat`."""
@@ -54,8 +55,9 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Chat: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.ChatRequest, _inference_service_pb2.ChatResponse]  # type: ignore[assignment]
-    """Answers a chat with one message. Fails with INVALID_ARGUMENT, NOT_FOUND (`MODEL_NOT_FOUND`),
-    UNAVAILABLE (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`).
+    """Answers a chat with one message. Fails with INVALID_ARGUMENT (`UNSUPPORTED` where no engine of
+    the model's can do what is asked), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE
+    (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`), RESOURCE_EXHAUSTED (`OVERLOADED`, with `RetryInfo`).
     """
     StreamChat: _aio.UnaryStreamMultiCallable[_inference_service_pb2.StreamChatRequest, _inference_service_pb2.StreamChatResponse]  # type: ignore[assignment]
     """Answers a chat piece by piece; the last message carries the usage. Fails like `Chat`."""
@@ -75,8 +77,9 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_service_pb2.ChatRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_service_pb2.ChatResponse, _abc.Awaitable[_inference_service_pb2.ChatResponse]]:
-        """Answers a chat with one message. Fails with INVALID_ARGUMENT, NOT_FOUND (`MODEL_NOT_FOUND`),
-        UNAVAILABLE (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`).
+        """Answers a chat with one message. Fails with INVALID_ARGUMENT (`UNSUPPORTED` where no engine of
+        the model's can do what is asked), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE
+        (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`), RESOURCE_EXHAUSTED (`OVERLOADED`, with `RetryInfo`).
         """
 
     @_abc_1.abstractmethod

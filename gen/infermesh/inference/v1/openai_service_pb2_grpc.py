@@ -29,6 +29,16 @@ class OpenAIServiceStub:
     """OpenAI's HTTP surface, byte for byte. Bodies are OpenAI's JSON as it is, so that fields which
     only one engine knows pass through; gRPC callers use `InferenceService` instead. A JSON answer
     is one message; a stream is one message for each run of server-sent events that is ready.
+
+    Fields of the mesh's own stand at the top level of the body and do not reach the engine:
+    `preferred_framework` (an engine's name), `fallback_models` (at most 8 names), `enable_caching`
+    (true or false), `optimization_level` (`low`, `medium`, `high`), `priority` (`low`, `normal`,
+    `high`) and `session_id` (at most 200 characters). They mean what `ChatRequest` says.
+
+    With the header `x-debug-mode: true` the answer carries `gateway_metadata`, an object with the
+    fields of `GatewayMetadata` and null for what is unknown: in a JSON answer at the top level, in a
+    stream in an event of its own, without choices, right before `data: [DONE]`. The header
+    `x-mesh-decision` of the answer is routing's decision as JSON.
     """
 
     def __init__(self, channel):
@@ -53,11 +63,22 @@ class OpenAIServiceServicer:
     """OpenAI's HTTP surface, byte for byte. Bodies are OpenAI's JSON as it is, so that fields which
     only one engine knows pass through; gRPC callers use `InferenceService` instead. A JSON answer
     is one message; a stream is one message for each run of server-sent events that is ready.
+
+    Fields of the mesh's own stand at the top level of the body and do not reach the engine:
+    `preferred_framework` (an engine's name), `fallback_models` (at most 8 names), `enable_caching`
+    (true or false), `optimization_level` (`low`, `medium`, `high`), `priority` (`low`, `normal`,
+    `high`) and `session_id` (at most 200 characters). They mean what `ChatRequest` says.
+
+    With the header `x-debug-mode: true` the answer carries `gateway_metadata`, an object with the
+    fields of `GatewayMetadata` and null for what is unknown: in a JSON answer at the top level, in a
+    stream in an event of its own, without choices, right before `data: [DONE]`. The header
+    `x-mesh-decision` of the answer is routing's decision as JSON.
     """
 
     def CreateChatCompletion(self, request, context):
-        """Answers a chat, `POST /v1/chat/completions`. Fails with INVALID_ARGUMENT, NOT_FOUND
-        (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`).
+        """Answers a chat, `POST /v1/chat/completions`. Fails with INVALID_ARGUMENT (`UNSUPPORTED` among
+        them), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`),
+        RESOURCE_EXHAUSTED (`OVERLOADED`, with the header `retry-after` in seconds).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,6 +116,16 @@ class OpenAIService:
     """OpenAI's HTTP surface, byte for byte. Bodies are OpenAI's JSON as it is, so that fields which
     only one engine knows pass through; gRPC callers use `InferenceService` instead. A JSON answer
     is one message; a stream is one message for each run of server-sent events that is ready.
+
+    Fields of the mesh's own stand at the top level of the body and do not reach the engine:
+    `preferred_framework` (an engine's name), `fallback_models` (at most 8 names), `enable_caching`
+    (true or false), `optimization_level` (`low`, `medium`, `high`), `priority` (`low`, `normal`,
+    `high`) and `session_id` (at most 200 characters). They mean what `ChatRequest` says.
+
+    With the header `x-debug-mode: true` the answer carries `gateway_metadata`, an object with the
+    fields of `GatewayMetadata` and null for what is unknown: in a JSON answer at the top level, in a
+    stream in an event of its own, without choices, right before `data: [DONE]`. The header
+    `x-mesh-decision` of the answer is routing's decision as JSON.
     """
 
     @staticmethod

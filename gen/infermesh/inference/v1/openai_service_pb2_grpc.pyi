@@ -30,6 +30,16 @@ class OpenAIServiceStub:
     """OpenAI's HTTP surface, byte for byte. Bodies are OpenAI's JSON as it is, so that fields which
     only one engine knows pass through; gRPC callers use `InferenceService` instead. A JSON answer
     is one message; a stream is one message for each run of server-sent events that is ready.
+
+    Fields of the mesh's own stand at the top level of the body and do not reach the engine:
+    `preferred_framework` (an engine's name), `fallback_models` (at most 8 names), `enable_caching`
+    (true or false), `optimization_level` (`low`, `medium`, `high`), `priority` (`low`, `normal`,
+    `high`) and `session_id` (at most 200 characters). They mean what `ChatRequest` says.
+
+    With the header `x-debug-mode: true` the answer carries `gateway_metadata`, an object with the
+    fields of `GatewayMetadata` and null for what is unknown: in a JSON answer at the top level, in a
+    stream in an event of its own, without choices, right before `data: [DONE]`. The header
+    `x-mesh-decision` of the answer is routing's decision as JSON.
     """
 
     @_typing.overload
@@ -37,8 +47,9 @@ class OpenAIServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OpenAIServiceAsyncStub: ...
     CreateChatCompletion: _grpc.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
-    """Answers a chat, `POST /v1/chat/completions`. Fails with INVALID_ARGUMENT, NOT_FOUND
-    (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`).
+    """Answers a chat, `POST /v1/chat/completions`. Fails with INVALID_ARGUMENT (`UNSUPPORTED` among
+    them), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`),
+    RESOURCE_EXHAUSTED (`OVERLOADED`, with the header `retry-after` in seconds).
     """
     CreateCompletion: _grpc.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
     """Completes a text, `POST /v1/completions`. Fails like `CreateChatCompletion`."""
@@ -48,12 +59,23 @@ class OpenAIServiceAsyncStub(OpenAIServiceStub):
     """OpenAI's HTTP surface, byte for byte. Bodies are OpenAI's JSON as it is, so that fields which
     only one engine knows pass through; gRPC callers use `InferenceService` instead. A JSON answer
     is one message; a stream is one message for each run of server-sent events that is ready.
+
+    Fields of the mesh's own stand at the top level of the body and do not reach the engine:
+    `preferred_framework` (an engine's name), `fallback_models` (at most 8 names), `enable_caching`
+    (true or false), `optimization_level` (`low`, `medium`, `high`), `priority` (`low`, `normal`,
+    `high`) and `session_id` (at most 200 characters). They mean what `ChatRequest` says.
+
+    With the header `x-debug-mode: true` the answer carries `gateway_metadata`, an object with the
+    fields of `GatewayMetadata` and null for what is unknown: in a JSON answer at the top level, in a
+    stream in an event of its own, without choices, right before `data: [DONE]`. The header
+    `x-mesh-decision` of the answer is routing's decision as JSON.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateChatCompletion: _aio.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """Answers a chat, `POST /v1/chat/completions`. Fails with INVALID_ARGUMENT, NOT_FOUND
-    (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`).
+    """Answers a chat, `POST /v1/chat/completions`. Fails with INVALID_ARGUMENT (`UNSUPPORTED` among
+    them), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`),
+    RESOURCE_EXHAUSTED (`OVERLOADED`, with the header `retry-after` in seconds).
     """
     CreateCompletion: _aio.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Completes a text, `POST /v1/completions`. Fails like `CreateChatCompletion`."""
@@ -62,6 +84,16 @@ class OpenAIServiceServicer(metaclass=_abc_1.ABCMeta):
     """OpenAI's HTTP surface, byte for byte. Bodies are OpenAI's JSON as it is, so that fields which
     only one engine knows pass through; gRPC callers use `InferenceService` instead. A JSON answer
     is one message; a stream is one message for each run of server-sent events that is ready.
+
+    Fields of the mesh's own stand at the top level of the body and do not reach the engine:
+    `preferred_framework` (an engine's name), `fallback_models` (at most 8 names), `enable_caching`
+    (true or false), `optimization_level` (`low`, `medium`, `high`), `priority` (`low`, `normal`,
+    `high`) and `session_id` (at most 200 characters). They mean what `ChatRequest` says.
+
+    With the header `x-debug-mode: true` the answer carries `gateway_metadata`, an object with the
+    fields of `GatewayMetadata` and null for what is unknown: in a JSON answer at the top level, in a
+    stream in an event of its own, without choices, right before `data: [DONE]`. The header
+    `x-mesh-decision` of the answer is routing's decision as JSON.
     """
 
     @_abc_1.abstractmethod
@@ -70,8 +102,9 @@ class OpenAIServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _httpbody_pb2.HttpBody,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
-        """Answers a chat, `POST /v1/chat/completions`. Fails with INVALID_ARGUMENT, NOT_FOUND
-        (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`).
+        """Answers a chat, `POST /v1/chat/completions`. Fails with INVALID_ARGUMENT (`UNSUPPORTED` among
+        them), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`, `ENGINE_UNAVAILABLE`),
+        RESOURCE_EXHAUSTED (`OVERLOADED`, with the header `retry-after` in seconds).
         """
 
     @_abc_1.abstractmethod

@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from infermesh.errors.v1 import errors_pb2 as _errors_pb2
 from infermesh.registry.v1 import resources_pb2 as _resources_pb2
 import builtins as _builtins
 import sys
@@ -28,6 +29,8 @@ class AttachNodeRequest(_message.Message):
 
     JOIN_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    UPDATE_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def join(self) -> Global___JoinNode:
         """Joins; first and once."""
@@ -36,21 +39,59 @@ class AttachNodeRequest(_message.Message):
     def report(self) -> Global___NodeReport:
         """Reports; any number of times."""
 
+    @_builtins.property
+    def update(self) -> Global___NodeUpdate:
+        """Tells what the engine serves now, when that has changed."""
+
+    @_builtins.property
+    def progress(self) -> Global___CommandProgress:
+        """Tells how far a command is."""
+
     def __init__(
         self,
         *,
         join: Global___JoinNode | None = ...,
         report: Global___NodeReport | None = ...,
+        update: Global___NodeUpdate | None = ...,
+        progress: Global___CommandProgress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["join", b"join", "message", b"message", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["join", b"join", "message", b"message", "progress", b"progress", "report", b"report", "update", b"update"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["join", b"join", "message", b"message", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["join", b"join", "message", b"message", "progress", b"progress", "report", b"report", "update", b"update"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["join", "report"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["join", "report", "update", "progress"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___AttachNodeRequest: _TypeAlias = AttachNodeRequest  # noqa: Y015
+
+@_typing.final
+class NodeUpdate(_message.Message):
+    """Tells what a node's engine serves now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENGINE_VERSION_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    engine_version: _builtins.str
+    """The engine's version as it names itself; empty when unknown."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.ServedModel]:
+        """The models that the node serves; none when its engine dropped all of them."""
+
+    def __init__(
+        self,
+        *,
+        engine_version: _builtins.str = ...,
+        models: _abc.Iterable[_resources_pb2.ServedModel] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine_version", b"engine_version", "models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeUpdate: _TypeAlias = NodeUpdate  # noqa: Y015
 
 @_typing.final
 class JoinNode(_message.Message):
@@ -164,6 +205,9 @@ class AttachNodeResponse(_message.Message):
 
     JOINED_FIELD_NUMBER: _builtins.int
     DRAIN_CHANGED_FIELD_NUMBER: _builtins.int
+    CHALLENGE_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    CANCEL_COMMAND_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def joined(self) -> Global___NodeJoined:
         """Confirms the join."""
@@ -172,21 +216,512 @@ class AttachNodeResponse(_message.Message):
     def drain_changed(self) -> Global___DrainChanged:
         """Tells the node that an operator changed whether it drains."""
 
+    @_builtins.property
+    def challenge(self) -> Global___JoinChallenge:
+        """Asks the node to show at its address that it is who joins; comes before `joined`."""
+
+    @_builtins.property
+    def command(self) -> Global___NodeCommand:
+        """Has the node do something."""
+
+    @_builtins.property
+    def cancel_command(self) -> Global___CancelCommand:
+        """Has the node stop a command, because who asked for it hung up."""
+
     def __init__(
         self,
         *,
         joined: Global___NodeJoined | None = ...,
         drain_changed: Global___DrainChanged | None = ...,
+        challenge: Global___JoinChallenge | None = ...,
+        command: Global___NodeCommand | None = ...,
+        cancel_command: Global___CancelCommand | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drain_changed", b"drain_changed", "joined", b"joined", "message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel_command", b"cancel_command", "challenge", b"challenge", "command", b"command", "drain_changed", b"drain_changed", "joined", b"joined", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain_changed", b"drain_changed", "joined", b"joined", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_command", b"cancel_command", "challenge", b"challenge", "command", b"command", "drain_changed", b"drain_changed", "joined", b"joined", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["joined", "drain_changed"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["joined", "drain_changed", "challenge", "command", "cancel_command"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___AttachNodeResponse: _TypeAlias = AttachNodeResponse  # noqa: Y015
+
+@_typing.final
+class JoinChallenge(_message.Message):
+    """Gives a node the nonce that it must show at its address."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NONCE_FIELD_NUMBER: _builtins.int
+    nonce: _builtins.bytes
+    """16 random bytes, new for each stream."""
+    def __init__(
+        self,
+        *,
+        nonce: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinChallenge: _TypeAlias = JoinChallenge  # noqa: Y015
+
+@_typing.final
+class NodeCommand(_message.Message):
+    """Has a node do something. At most 8 run on a node at a time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    LOAD_MODEL_FIELD_NUMBER: _builtins.int
+    UNLOAD_MODEL_FIELD_NUMBER: _builtins.int
+    BENCHMARK_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """The registry's name for this command, unique on the stream."""
+    @_builtins.property
+    def load_model(self) -> Global___LoadModelRequest:
+        """Takes a model into memory."""
+
+    @_builtins.property
+    def unload_model(self) -> Global___UnloadModelRequest:
+        """Drops a model from memory."""
+
+    @_builtins.property
+    def benchmark(self) -> Global___BenchmarkNodeRequest:
+        """Puts load on the engine."""
+
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        load_model: Global___LoadModelRequest | None = ...,
+        unload_model: Global___UnloadModelRequest | None = ...,
+        benchmark: Global___BenchmarkNodeRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["benchmark", b"benchmark", "command", b"command", "load_model", b"load_model", "unload_model", b"unload_model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["benchmark", b"benchmark", "command", b"command", "command_id", b"command_id", "load_model", b"load_model", "unload_model", b"unload_model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["load_model", "unload_model", "benchmark"]  # noqa: Y015
+    _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
+
+Global___NodeCommand: _TypeAlias = NodeCommand  # noqa: Y015
+
+@_typing.final
+class CancelCommand(_message.Message):
+    """Has a node stop a command; one that is over already is passed over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """The command."""
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command_id", b"command_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelCommand: _TypeAlias = CancelCommand  # noqa: Y015
+
+@_typing.final
+class CommandProgress(_message.Message):
+    """Tells how far a command is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMAND_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    BENCHMARK_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    command_id: _builtins.str
+    """The command."""
+    @_builtins.property
+    def model(self) -> Global___ModelProgress:
+        """Of a model that is taken in or dropped."""
+
+    @_builtins.property
+    def benchmark(self) -> Global___BenchmarkNodeResponse:
+        """Of a benchmark."""
+
+    @_builtins.property
+    def failure(self) -> Global___CommandFailure:
+        """Why the command failed; the last that is said of it."""
+
+    def __init__(
+        self,
+        *,
+        command_id: _builtins.str = ...,
+        model: Global___ModelProgress | None = ...,
+        benchmark: Global___BenchmarkNodeResponse | None = ...,
+        failure: Global___CommandFailure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["benchmark", b"benchmark", "failure", b"failure", "model", b"model", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["benchmark", b"benchmark", "command_id", b"command_id", "failure", b"failure", "model", b"model", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_progress: _TypeAlias = _typing.Literal["model", "benchmark", "failure"]  # noqa: Y015
+    _WhichOneofArgType_progress: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_progress) -> _WhichOneofReturnType_progress | None: ...
+
+Global___CommandProgress: _TypeAlias = CommandProgress  # noqa: Y015
+
+@_typing.final
+class CommandFailure(_message.Message):
+    """Says why a command failed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    PARAM_FIELD_NUMBER: _builtins.int
+    reason: _errors_pb2.ErrorReason.ValueType
+    """The reason, which decides the status that the caller gets."""
+    message: _builtins.str
+    """A sentence for the caller."""
+    param: _builtins.str
+    """The field at fault; empty where none is."""
+    def __init__(
+        self,
+        *,
+        reason: _errors_pb2.ErrorReason.ValueType = ...,
+        message: _builtins.str = ...,
+        param: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "param", b"param", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommandFailure: _TypeAlias = CommandFailure  # noqa: Y015
+
+@_typing.final
+class ModelProgress(_message.Message):
+    """Says how far a model is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    COMPLETED_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    status: _builtins.str
+    """What happens now, in the engine's words. Example: `pulling manifest`."""
+    completed_bytes: _builtins.int
+    """Bytes that are there of the part that is being fetched; unset where the engine does not say."""
+    total_bytes: _builtins.int
+    """Bytes of that part; unset where the engine does not say."""
+    done: _builtins.bool
+    """True on the last message: the engine has done it."""
+    def __init__(
+        self,
+        *,
+        status: _builtins.str = ...,
+        completed_bytes: _builtins.int | None = ...,
+        total_bytes: _builtins.int | None = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_bytes", b"_completed_bytes", "_total_bytes", b"_total_bytes", "completed_bytes", b"completed_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_bytes", b"_completed_bytes", "_total_bytes", b"_total_bytes", "completed_bytes", b"completed_bytes", "done", b"done", "status", b"status", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__completed_bytes: _TypeAlias = _typing.Literal["completed_bytes"]  # noqa: Y015
+    _WhichOneofArgType__completed_bytes: _TypeAlias = _typing.Literal["_completed_bytes", b"_completed_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__total_bytes: _TypeAlias = _typing.Literal["total_bytes"]  # noqa: Y015
+    _WhichOneofArgType__total_bytes: _TypeAlias = _typing.Literal["_total_bytes", b"_total_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__completed_bytes) -> _WhichOneofReturnType__completed_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total_bytes) -> _WhichOneofReturnType__total_bytes | None: ...
+
+Global___ModelProgress: _TypeAlias = ModelProgress  # noqa: Y015
+
+@_typing.final
+class LoadModelRequest(_message.Message):
+    """Names a model to take into an engine's memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node's id."""
+    model: _builtins.str
+    """The model's name."""
+    source: _builtins.str
+    """Where the engine finds it, as the engine writes it: a folder of a LoRA adapter on the node's
+    machine, a GGUF file, a repository. Empty where the name says it.
+    """
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        source: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "node_id", b"node_id", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadModelRequest: _TypeAlias = LoadModelRequest  # noqa: Y015
+
+@_typing.final
+class LoadModelResponse(_message.Message):
+    """Says how far the load is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___ModelProgress:
+        """How far it is."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___ModelProgress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadModelResponse: _TypeAlias = LoadModelResponse  # noqa: Y015
+
+@_typing.final
+class UnloadModelRequest(_message.Message):
+    """Names a model to drop from an engine's memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node's id."""
+    model: _builtins.str
+    """The model's name."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadModelRequest: _TypeAlias = UnloadModelRequest  # noqa: Y015
+
+@_typing.final
+class UnloadModelResponse(_message.Message):
+    """Says how far the unload is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___ModelProgress:
+        """How far it is."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___ModelProgress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadModelResponse: _TypeAlias = UnloadModelResponse  # noqa: Y015
+
+@_typing.final
+class BenchmarkNodeRequest(_message.Message):
+    """Says which load to put on a node's engine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    CONCURRENCY_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node's id."""
+    model: _builtins.str
+    """The model's name."""
+    requests: _builtins.int
+    """How many requests, 1 to 10000. Default (0): 32."""
+    concurrency: _builtins.int
+    """How many at the same time, 1 to 256. Default (0): 4."""
+    prompt_tokens: _builtins.int
+    """About how many tokens a prompt has, 1 to 100000; the words are made up and differ from request
+    to request, so that no cache helps. Default (0): 128.
+    """
+    output_tokens: _builtins.int
+    """The most tokens of an answer, 1 to 100000. Default (0): 64."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        concurrency: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        output_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concurrency", b"concurrency", "model", b"model", "node_id", b"node_id", "output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BenchmarkNodeRequest: _TypeAlias = BenchmarkNodeRequest  # noqa: Y015
+
+@_typing.final
+class BenchmarkNodeResponse(_message.Message):
+    """Says how far the benchmark is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    completed: _builtins.int
+    """Requests that were answered."""
+    failed: _builtins.int
+    """Requests that failed."""
+    @_builtins.property
+    def result(self) -> Global___BenchmarkResult:
+        """The result, on the last message only."""
+
+    def __init__(
+        self,
+        *,
+        completed: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        result: Global___BenchmarkResult | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completed", b"completed", "failed", b"failed", "result", b"result"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BenchmarkNodeResponse: _TypeAlias = BenchmarkNodeResponse  # noqa: Y015
+
+@_typing.final
+class BenchmarkResult(_message.Message):
+    """What a benchmark found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DURATION_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    LATENCY_FIELD_NUMBER: _builtins.int
+    TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    FIRST_FAILURE_FIELD_NUMBER: _builtins.int
+    duration: _builtins.float
+    """How long it took, in seconds."""
+    requests_per_second: _builtins.float
+    """Requests that were answered, per second."""
+    output_tokens_per_second: _builtins.float
+    """Tokens of answers per second; unset where the engine does not count them."""
+    prompt_tokens: _builtins.int
+    """Tokens of prompts over all answered requests; unset where the engine does not count them."""
+    output_tokens: _builtins.int
+    """Tokens of answers over all answered requests; unset where the engine does not count them."""
+    first_failure: _builtins.str
+    """What the first request that failed was told; empty where none did."""
+    @_builtins.property
+    def latency(self) -> Global___Percentiles:
+        """From the request to the end of the answer; unset where none was answered."""
+
+    @_builtins.property
+    def time_to_first_token(self) -> Global___Percentiles:
+        """From the request to the answer's first content; unset where none had any."""
+
+    def __init__(
+        self,
+        *,
+        duration: _builtins.float = ...,
+        requests_per_second: _builtins.float = ...,
+        output_tokens_per_second: _builtins.float | None = ...,
+        prompt_tokens: _builtins.int | None = ...,
+        output_tokens: _builtins.int | None = ...,
+        latency: Global___Percentiles | None = ...,
+        time_to_first_token: Global___Percentiles | None = ...,
+        first_failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_output_tokens", b"_output_tokens", "_output_tokens_per_second", b"_output_tokens_per_second", "_prompt_tokens", b"_prompt_tokens", "latency", b"latency", "output_tokens", b"output_tokens", "output_tokens_per_second", b"output_tokens_per_second", "prompt_tokens", b"prompt_tokens", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_output_tokens", b"_output_tokens", "_output_tokens_per_second", b"_output_tokens_per_second", "_prompt_tokens", b"_prompt_tokens", "duration", b"duration", "first_failure", b"first_failure", "latency", b"latency", "output_tokens", b"output_tokens", "output_tokens_per_second", b"output_tokens_per_second", "prompt_tokens", b"prompt_tokens", "requests_per_second", b"requests_per_second", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__output_tokens: _TypeAlias = _typing.Literal["output_tokens"]  # noqa: Y015
+    _WhichOneofArgType__output_tokens: _TypeAlias = _typing.Literal["_output_tokens", b"_output_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__output_tokens_per_second: _TypeAlias = _typing.Literal["output_tokens_per_second"]  # noqa: Y015
+    _WhichOneofArgType__output_tokens_per_second: _TypeAlias = _typing.Literal["_output_tokens_per_second", b"_output_tokens_per_second"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_tokens: _TypeAlias = _typing.Literal["prompt_tokens"]  # noqa: Y015
+    _WhichOneofArgType__prompt_tokens: _TypeAlias = _typing.Literal["_prompt_tokens", b"_prompt_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_tokens) -> _WhichOneofReturnType__output_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_tokens_per_second) -> _WhichOneofReturnType__output_tokens_per_second | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_tokens) -> _WhichOneofReturnType__prompt_tokens | None: ...
+
+Global___BenchmarkResult: _TypeAlias = BenchmarkResult  # noqa: Y015
+
+@_typing.final
+class Percentiles(_message.Message):
+    """Times by their rank, in seconds: the smallest value that at least so many of 100 do not exceed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    P50_FIELD_NUMBER: _builtins.int
+    P95_FIELD_NUMBER: _builtins.int
+    P99_FIELD_NUMBER: _builtins.int
+    p50: _builtins.float
+    """50 of 100."""
+    p95: _builtins.float
+    """95 of 100."""
+    p99: _builtins.float
+    """99 of 100."""
+    def __init__(
+        self,
+        *,
+        p50: _builtins.float = ...,
+        p95: _builtins.float = ...,
+        p99: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["p50", b"p50", "p95", b"p95", "p99", b"p99"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Percentiles: _TypeAlias = Percentiles  # noqa: Y015
 
 @_typing.final
 class NodeJoined(_message.Message):

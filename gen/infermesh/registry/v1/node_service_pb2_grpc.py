@@ -67,6 +67,21 @@ class NodeServiceStub:
                 request_serializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.DeleteNodeRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.LoadModel = channel.unary_stream(
+                '/infermesh.registry.v1.NodeService/LoadModel',
+                request_serializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_stream(
+                '/infermesh.registry.v1.NodeService/UnloadModel',
+                request_serializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
+        self.BenchmarkNode = channel.unary_stream(
+                '/infermesh.registry.v1.NodeService/BenchmarkNode',
+                request_serializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.BenchmarkNodeRequest.SerializeToString,
+                response_deserializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.BenchmarkNodeResponse.FromString,
+                _registered_method=True)
         self.WatchMesh = channel.unary_stream(
                 '/infermesh.registry.v1.NodeService/WatchMesh',
                 request_serializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.WatchMeshRequest.SerializeToString,
@@ -80,13 +95,16 @@ class NodeServiceServicer:
 
     def AttachNode(self, request_iterator, context):
         """Joins the mesh and stays joined for as long as the stream lives and reports keep coming. The
-        first message must be `join`; the service answers `joined`, then reports follow at
+        first message must be `join`; the service answers `challenge` and asks the node at its address
+        for the nonce (`IdentityService`), then says `joined`, and reports follow at
         `report_interval`. A node whose reports stop for `lease` is offline. A second stream under the
         same `node_id` takes the place of the first, which ends with ABORTED. Fails with
-        INVALID_ARGUMENT on a bad join or report and on an address that another live node has, with
-        FAILED_PRECONDITION when the mesh is full of live nodes or the node is deleted, and with
-        UNAVAILABLE (`STORE_UNAVAILABLE`) when the node or a model of its is new and cannot be written.
-        Ends with UNAVAILABLE when the registry stops; the node joins again.
+        INVALID_ARGUMENT on a bad join or report, which takes the node offline, and on an address that
+        another live node has or that does not face the mesh; with FAILED_PRECONDITION when another
+        than this node answers at its address, when that was so too often of late, when the mesh is
+        full of live nodes or the node is deleted; with UNAVAILABLE when nobody answers at its address
+        (`SERVICE_UNAVAILABLE`) and when the node or a model of its is new and cannot be written
+        (`STORE_UNAVAILABLE`). Ends with UNAVAILABLE when the registry stops; the node joins again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +142,34 @@ class NodeServiceServicer:
     def DeleteNode(self, request, context):
         """Forgets a node that is offline. A node that still runs may join again, as a new one. Fails
         with NOT_FOUND, and with FAILED_PRECONDITION unless the node is offline.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadModel(self, request, context):
+        """Has a node's engine take a model into its memory and streams how far it is; the last message
+        has `done` set. What a model's name means is the engine's: Ollama pulls it, vLLM loads a LoRA
+        adapter from `source`, a node that runs its engine itself starts it anew with the model in
+        `source`. When the caller hangs up the node stops where its engine can. Fails with NOT_FOUND,
+        with FAILED_PRECONDITION when the node is offline, with INVALID_ARGUMENT (`UNSUPPORTED`) when
+        its engine cannot load models, and with what the engine says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """Has a node's engine drop a model from its memory, with progress; fails like `LoadModel`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BenchmarkNode(self, request, context):
+        """Has a node put load on its own engine and streams how far it is; the last message holds the
+        result. The requests queue beside those of callers, are not accounted, and stop when the
+        caller hangs up. Fails like `LoadModel`; single requests that fail are counted in the result.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -171,6 +217,21 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.DeleteNode,
                     request_deserializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.DeleteNodeRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.LoadModelRequest.FromString,
+                    response_serializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.UnloadModelRequest.FromString,
+                    response_serializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'BenchmarkNode': grpc.unary_stream_rpc_method_handler(
+                    servicer.BenchmarkNode,
+                    request_deserializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.BenchmarkNodeRequest.FromString,
+                    response_serializer=infermesh_dot_registry_dot_v1_dot_node__service__pb2.BenchmarkNodeResponse.SerializeToString,
             ),
             'WatchMesh': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchMesh,
@@ -341,6 +402,87 @@ class NodeService:
             '/infermesh.registry.v1.NodeService/DeleteNode',
             infermesh_dot_registry_dot_v1_dot_node__service__pb2.DeleteNodeRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/infermesh.registry.v1.NodeService/LoadModel',
+            infermesh_dot_registry_dot_v1_dot_node__service__pb2.LoadModelRequest.SerializeToString,
+            infermesh_dot_registry_dot_v1_dot_node__service__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/infermesh.registry.v1.NodeService/UnloadModel',
+            infermesh_dot_registry_dot_v1_dot_node__service__pb2.UnloadModelRequest.SerializeToString,
+            infermesh_dot_registry_dot_v1_dot_node__service__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BenchmarkNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/infermesh.registry.v1.NodeService/BenchmarkNode',
+            infermesh_dot_registry_dot_v1_dot_node__service__pb2.BenchmarkNodeRequest.SerializeToString,
+            infermesh_dot_registry_dot_v1_dot_node__service__pb2.BenchmarkNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

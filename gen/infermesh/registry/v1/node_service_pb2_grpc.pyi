@@ -37,13 +37,16 @@ class NodeServiceStub:
     def __new__(cls, channel: _aio.Channel) -> NodeServiceAsyncStub: ...
     AttachNode: _grpc.StreamStreamMultiCallable[_node_service_pb2.AttachNodeRequest, _node_service_pb2.AttachNodeResponse]
     """Joins the mesh and stays joined for as long as the stream lives and reports keep coming. The
-    first message must be `join`; the service answers `joined`, then reports follow at
+    first message must be `join`; the service answers `challenge` and asks the node at its address
+    for the nonce (`IdentityService`), then says `joined`, and reports follow at
     `report_interval`. A node whose reports stop for `lease` is offline. A second stream under the
     same `node_id` takes the place of the first, which ends with ABORTED. Fails with
-    INVALID_ARGUMENT on a bad join or report and on an address that another live node has, with
-    FAILED_PRECONDITION when the mesh is full of live nodes or the node is deleted, and with
-    UNAVAILABLE (`STORE_UNAVAILABLE`) when the node or a model of its is new and cannot be written.
-    Ends with UNAVAILABLE when the registry stops; the node joins again.
+    INVALID_ARGUMENT on a bad join or report, which takes the node offline, and on an address that
+    another live node has or that does not face the mesh; with FAILED_PRECONDITION when another
+    than this node answers at its address, when that was so too often of late, when the mesh is
+    full of live nodes or the node is deleted; with UNAVAILABLE when nobody answers at its address
+    (`SERVICE_UNAVAILABLE`) and when the node or a model of its is new and cannot be written
+    (`STORE_UNAVAILABLE`). Ends with UNAVAILABLE when the registry stops; the node joins again.
     """
     ListNodes: _grpc.UnaryUnaryMultiCallable[_node_service_pb2.ListNodesRequest, _node_service_pb2.ListNodesResponse]
     """Lists the nodes by id, offline ones included."""
@@ -59,6 +62,21 @@ class NodeServiceStub:
     """Forgets a node that is offline. A node that still runs may join again, as a new one. Fails
     with NOT_FOUND, and with FAILED_PRECONDITION unless the node is offline.
     """
+    LoadModel: _grpc.UnaryStreamMultiCallable[_node_service_pb2.LoadModelRequest, _node_service_pb2.LoadModelResponse]
+    """Has a node's engine take a model into its memory and streams how far it is; the last message
+    has `done` set. What a model's name means is the engine's: Ollama pulls it, vLLM loads a LoRA
+    adapter from `source`, a node that runs its engine itself starts it anew with the model in
+    `source`. When the caller hangs up the node stops where its engine can. Fails with NOT_FOUND,
+    with FAILED_PRECONDITION when the node is offline, with INVALID_ARGUMENT (`UNSUPPORTED`) when
+    its engine cannot load models, and with what the engine says.
+    """
+    UnloadModel: _grpc.UnaryStreamMultiCallable[_node_service_pb2.UnloadModelRequest, _node_service_pb2.UnloadModelResponse]
+    """Has a node's engine drop a model from its memory, with progress; fails like `LoadModel`."""
+    BenchmarkNode: _grpc.UnaryStreamMultiCallable[_node_service_pb2.BenchmarkNodeRequest, _node_service_pb2.BenchmarkNodeResponse]
+    """Has a node put load on its own engine and streams how far it is; the last message holds the
+    result. The requests queue beside those of callers, are not accounted, and stop when the
+    caller hangs up. Fails like `LoadModel`; single requests that fail are counted in the result.
+    """
     WatchMesh: _grpc.UnaryStreamMultiCallable[_node_service_pb2.WatchMeshRequest, _node_service_pb2.WatchMeshResponse]
     """Streams the mesh as it is and then every change. The first message has `synced` set and holds
     all models and nodes; later ones hold what changed. A watcher that reads slowly gets fewer
@@ -73,13 +91,16 @@ class NodeServiceAsyncStub(NodeServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     AttachNode: _aio.StreamStreamMultiCallable[_node_service_pb2.AttachNodeRequest, _node_service_pb2.AttachNodeResponse]  # type: ignore[assignment]
     """Joins the mesh and stays joined for as long as the stream lives and reports keep coming. The
-    first message must be `join`; the service answers `joined`, then reports follow at
+    first message must be `join`; the service answers `challenge` and asks the node at its address
+    for the nonce (`IdentityService`), then says `joined`, and reports follow at
     `report_interval`. A node whose reports stop for `lease` is offline. A second stream under the
     same `node_id` takes the place of the first, which ends with ABORTED. Fails with
-    INVALID_ARGUMENT on a bad join or report and on an address that another live node has, with
-    FAILED_PRECONDITION when the mesh is full of live nodes or the node is deleted, and with
-    UNAVAILABLE (`STORE_UNAVAILABLE`) when the node or a model of its is new and cannot be written.
-    Ends with UNAVAILABLE when the registry stops; the node joins again.
+    INVALID_ARGUMENT on a bad join or report, which takes the node offline, and on an address that
+    another live node has or that does not face the mesh; with FAILED_PRECONDITION when another
+    than this node answers at its address, when that was so too often of late, when the mesh is
+    full of live nodes or the node is deleted; with UNAVAILABLE when nobody answers at its address
+    (`SERVICE_UNAVAILABLE`) and when the node or a model of its is new and cannot be written
+    (`STORE_UNAVAILABLE`). Ends with UNAVAILABLE when the registry stops; the node joins again.
     """
     ListNodes: _aio.UnaryUnaryMultiCallable[_node_service_pb2.ListNodesRequest, _node_service_pb2.ListNodesResponse]  # type: ignore[assignment]
     """Lists the nodes by id, offline ones included."""
@@ -94,6 +115,21 @@ class NodeServiceAsyncStub(NodeServiceStub):
     DeleteNode: _aio.UnaryUnaryMultiCallable[_node_service_pb2.DeleteNodeRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Forgets a node that is offline. A node that still runs may join again, as a new one. Fails
     with NOT_FOUND, and with FAILED_PRECONDITION unless the node is offline.
+    """
+    LoadModel: _aio.UnaryStreamMultiCallable[_node_service_pb2.LoadModelRequest, _node_service_pb2.LoadModelResponse]  # type: ignore[assignment]
+    """Has a node's engine take a model into its memory and streams how far it is; the last message
+    has `done` set. What a model's name means is the engine's: Ollama pulls it, vLLM loads a LoRA
+    adapter from `source`, a node that runs its engine itself starts it anew with the model in
+    `source`. When the caller hangs up the node stops where its engine can. Fails with NOT_FOUND,
+    with FAILED_PRECONDITION when the node is offline, with INVALID_ARGUMENT (`UNSUPPORTED`) when
+    its engine cannot load models, and with what the engine says.
+    """
+    UnloadModel: _aio.UnaryStreamMultiCallable[_node_service_pb2.UnloadModelRequest, _node_service_pb2.UnloadModelResponse]  # type: ignore[assignment]
+    """Has a node's engine drop a model from its memory, with progress; fails like `LoadModel`."""
+    BenchmarkNode: _aio.UnaryStreamMultiCallable[_node_service_pb2.BenchmarkNodeRequest, _node_service_pb2.BenchmarkNodeResponse]  # type: ignore[assignment]
+    """Has a node put load on its own engine and streams how far it is; the last message holds the
+    result. The requests queue beside those of callers, are not accounted, and stop when the
+    caller hangs up. Fails like `LoadModel`; single requests that fail are counted in the result.
     """
     WatchMesh: _aio.UnaryStreamMultiCallable[_node_service_pb2.WatchMeshRequest, _node_service_pb2.WatchMeshResponse]  # type: ignore[assignment]
     """Streams the mesh as it is and then every change. The first message has `synced` set and holds
@@ -112,13 +148,16 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_node_service_pb2.AttachNodeResponse], _abc.AsyncIterator[_node_service_pb2.AttachNodeResponse]]:
         """Joins the mesh and stays joined for as long as the stream lives and reports keep coming. The
-        first message must be `join`; the service answers `joined`, then reports follow at
+        first message must be `join`; the service answers `challenge` and asks the node at its address
+        for the nonce (`IdentityService`), then says `joined`, and reports follow at
         `report_interval`. A node whose reports stop for `lease` is offline. A second stream under the
         same `node_id` takes the place of the first, which ends with ABORTED. Fails with
-        INVALID_ARGUMENT on a bad join or report and on an address that another live node has, with
-        FAILED_PRECONDITION when the mesh is full of live nodes or the node is deleted, and with
-        UNAVAILABLE (`STORE_UNAVAILABLE`) when the node or a model of its is new and cannot be written.
-        Ends with UNAVAILABLE when the registry stops; the node joins again.
+        INVALID_ARGUMENT on a bad join or report, which takes the node offline, and on an address that
+        another live node has or that does not face the mesh; with FAILED_PRECONDITION when another
+        than this node answers at its address, when that was so too often of late, when the mesh is
+        full of live nodes or the node is deleted; with UNAVAILABLE when nobody answers at its address
+        (`SERVICE_UNAVAILABLE`) and when the node or a model of its is new and cannot be written
+        (`STORE_UNAVAILABLE`). Ends with UNAVAILABLE when the registry stops; the node joins again.
         """
 
     @_abc_1.abstractmethod
@@ -163,6 +202,39 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Forgets a node that is offline. A node that still runs may join again, as a new one. Fails
         with NOT_FOUND, and with FAILED_PRECONDITION unless the node is offline.
+        """
+
+    @_abc_1.abstractmethod
+    def LoadModel(
+        self,
+        request: _node_service_pb2.LoadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_node_service_pb2.LoadModelResponse], _abc.AsyncIterator[_node_service_pb2.LoadModelResponse]]:
+        """Has a node's engine take a model into its memory and streams how far it is; the last message
+        has `done` set. What a model's name means is the engine's: Ollama pulls it, vLLM loads a LoRA
+        adapter from `source`, a node that runs its engine itself starts it anew with the model in
+        `source`. When the caller hangs up the node stops where its engine can. Fails with NOT_FOUND,
+        with FAILED_PRECONDITION when the node is offline, with INVALID_ARGUMENT (`UNSUPPORTED`) when
+        its engine cannot load models, and with what the engine says.
+        """
+
+    @_abc_1.abstractmethod
+    def UnloadModel(
+        self,
+        request: _node_service_pb2.UnloadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_node_service_pb2.UnloadModelResponse], _abc.AsyncIterator[_node_service_pb2.UnloadModelResponse]]:
+        """Has a node's engine drop a model from its memory, with progress; fails like `LoadModel`."""
+
+    @_abc_1.abstractmethod
+    def BenchmarkNode(
+        self,
+        request: _node_service_pb2.BenchmarkNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_node_service_pb2.BenchmarkNodeResponse], _abc.AsyncIterator[_node_service_pb2.BenchmarkNodeResponse]]:
+        """Has a node put load on its own engine and streams how far it is; the last message holds the
+        result. The requests queue beside those of callers, are not accounted, and stop when the
+        caller hangs up. Fails like `LoadModel`; single requests that fail are counted in the result.
         """
 
     @_abc_1.abstractmethod

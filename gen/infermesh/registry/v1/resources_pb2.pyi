@@ -217,10 +217,12 @@ class NodeLoad(_message.Message):
     """How many tokens the engine's key-value cache holds."""
     expected_cached_tokens: _builtins.int
     """Prompt tokens that routing expected to be in this node's prefix cache, over all answers since
-    the node started whose engine told how many were. Only grows.
+    the node started whose engine told how many were. Only grows; at most `prompt_tokens`.
     """
     cached_tokens: _builtins.int
-    """Prompt tokens that were in the cache, over the same answers. Only grows."""
+    """Prompt tokens that were in the cache, over the same answers. Only grows; at most
+    `prompt_tokens`.
+    """
     prompt_tokens: _builtins.int
     """Prompt tokens over the same answers. Only grows."""
     engine_generation: _builtins.int
@@ -329,6 +331,7 @@ class Node(_message.Message):
     JOIN_TIME_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
+    COMMANDS_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The name that the node joined with. Unique in the mesh. Example: `node-1`."""
     address: _builtins.str
@@ -361,6 +364,12 @@ class Node(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What the operator says of the node. Example: `zone: rack-1`."""
 
+    @_builtins.property
+    def commands(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the node does at an operator's wish now; not part of `WatchMesh`. Example:
+        `load qwen3:8b: pulling manifest`.
+        """
+
     def __init__(
         self,
         *,
@@ -375,10 +384,11 @@ class Node(_message.Message):
         join_time: _timestamp_pb2.Timestamp | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         tier: _builtins.int = ...,
+        commands: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["join_time", b"join_time", "load", b"load", "report_time", b"report_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "engine", b"engine", "engine_version", b"engine_version", "join_time", b"join_time", "labels", b"labels", "load", b"load", "models", b"models", "node_id", b"node_id", "report_time", b"report_time", "state", b"state", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "commands", b"commands", "engine", b"engine", "engine_version", b"engine_version", "join_time", b"join_time", "labels", b"labels", "load", b"load", "models", b"models", "node_id", b"node_id", "report_time", b"report_time", "state", b"state", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from infermesh.access.v1 import access_pb2 as infermesh_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*infermesh/routing/v1/routing_service.proto\x12\x14infermesh.routing.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a infermesh/access/v1/access.proto\"+\n\x0e\x45xplainRequest\x12\x19\n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"o\n\x0f\x45xplainResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x18\n\x10ordered_node_ids\x18\x02 \x03(\t\x12\x33\n\ncandidates\x18\x03 \x03(\x0b\x32\x1f.infermesh.routing.v1.Candidate\"\xa8\x01\n\tCandidate\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08\x65ligible\x18\x03 \x01(\x08\x12\x0f\n\x07refusal\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x01\x12\x1a\n\rreported_load\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x19\n\x11sent_since_report\x18\x07 \x01(\x05\x42\x10\n\x0e_reported_load2\x8f\x01\n\x0eRoutingService\x12}\n\x07\x45xplain\x12$.infermesh.routing.v1.ExplainRequest\x1a%.infermesh.routing.v1.ExplainResponse\"%\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x1a\x12\x18/mesh/v1/routing:explainb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*infermesh/routing/v1/routing_service.proto\x12\x14infermesh.routing.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a infermesh/access/v1/access.proto\"^\n\x0e\x45xplainRequest\x12\x19\n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x18\n\x04\x62ody\x18\x02 \x01(\tB\n\xbaH\x07r\x05(\x80\x80\x80\x02\x12\x17\n\x06policy\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\"\xc1\x01\n\x0f\x45xplainResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x18\n\x10ordered_node_ids\x18\x02 \x03(\t\x12\x33\n\ncandidates\x18\x03 \x03(\x0b\x32\x1f.infermesh.routing.v1.Candidate\x12\x0e\n\x06policy\x18\x04 \x01(\t\x12\x0e\n\x06models\x18\x05 \x03(\t\x12\x1c\n\x0f\x65xpected_cached\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x12\n\x10_expected_cached\"\xee\x02\n\tCandidate\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x10\n\x08\x65ligible\x18\x03 \x01(\x08\x12\x0f\n\x07refusal\x18\x04 \x01(\t\x12\r\n\x05score\x18\x05 \x01(\x01\x12\x1a\n\rreported_load\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x19\n\x11sent_since_report\x18\x07 \x01(\x05\x12\r\n\x05model\x18\x08 \x01(\t\x12;\n\x06scores\x18\t \x03(\x0b\x32+.infermesh.routing.v1.Candidate.ScoresEntry\x12\x10\n\x08pressure\x18\n \x01(\x01\x12\x0e\n\x06\x63\x61\x63hed\x18\x0b \x01(\x01\x12\x19\n\x11\x63\x61\x63he_reliability\x18\x0c \x01(\x01\x12\x0c\n\x04tier\x18\r \x01(\x05\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x10\n\x0e_reported_load2\xaf\x01\n\x0eRoutingService\x12\x9c\x01\n\x07\x45xplain\x12$.infermesh.routing.v1.ExplainRequest\x1a%.infermesh.routing.v1.ExplainResponse\"D\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x39\x12\x18/mesh/v1/routing:explainZ\x1d\"\x18/mesh/v1/routing:explain:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,14 +36,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_EXPLAINREQUEST'].fields_by_name['model']._loaded_options = None
   _globals['_EXPLAINREQUEST'].fields_by_name['model']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
+  _globals['_EXPLAINREQUEST'].fields_by_name['body']._loaded_options = None
+  _globals['_EXPLAINREQUEST'].fields_by_name['body']._serialized_options = b'\272H\007r\005(\200\200\200\002'
+  _globals['_EXPLAINREQUEST'].fields_by_name['policy']._loaded_options = None
+  _globals['_EXPLAINREQUEST'].fields_by_name['policy']._serialized_options = b'\272H\004r\002\030?'
+  _globals['_CANDIDATE_SCORESENTRY']._loaded_options = None
+  _globals['_CANDIDATE_SCORESENTRY']._serialized_options = b'8\001'
   _globals['_ROUTINGSERVICE'].methods_by_name['Explain']._loaded_options = None
-  _globals['_ROUTINGSERVICE'].methods_by_name['Explain']._serialized_options = b'\262\341\030\001\003\202\323\344\223\002\032\022\030/mesh/v1/routing:explain'
+  _globals['_ROUTINGSERVICE'].methods_by_name['Explain']._serialized_options = b'\262\341\030\001\003\202\323\344\223\0029\022\030/mesh/v1/routing:explainZ\035\"\030/mesh/v1/routing:explain:\001*'
   _globals['_EXPLAINREQUEST']._serialized_start=161
-  _globals['_EXPLAINREQUEST']._serialized_end=204
-  _globals['_EXPLAINRESPONSE']._serialized_start=206
-  _globals['_EXPLAINRESPONSE']._serialized_end=317
-  _globals['_CANDIDATE']._serialized_start=320
-  _globals['_CANDIDATE']._serialized_end=488
-  _globals['_ROUTINGSERVICE']._serialized_start=491
-  _globals['_ROUTINGSERVICE']._serialized_end=634
+  _globals['_EXPLAINREQUEST']._serialized_end=255
+  _globals['_EXPLAINRESPONSE']._serialized_start=258
+  _globals['_EXPLAINRESPONSE']._serialized_end=451
+  _globals['_CANDIDATE']._serialized_start=454
+  _globals['_CANDIDATE']._serialized_end=820
+  _globals['_CANDIDATE_SCORESENTRY']._serialized_start=757
+  _globals['_CANDIDATE_SCORESENTRY']._serialized_end=802
+  _globals['_ROUTINGSERVICE']._serialized_start=823
+  _globals['_ROUTINGSERVICE']._serialized_end=998
 # @@protoc_insertion_point(module_scope)

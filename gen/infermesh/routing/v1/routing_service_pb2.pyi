@@ -20,21 +20,31 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class ExplainRequest(_message.Message):
-    """Asks about one model."""
+    """Asks about a call."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The model's name."""
+    """The model's name, or an alias."""
+    body: _builtins.str
+    """The call's OpenAI body as JSON; its prompt and its extensions count. Empty for a call of which
+    only the model is known. At most 4 MiB.
+    """
+    policy: _builtins.str
+    """The policy to decide by. Default (empty): the one that the call would be decided by."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
+        body: _builtins.str = ...,
+        policy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "model", b"model", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -49,15 +59,28 @@ class ExplainResponse(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     ORDERED_NODE_IDS_FIELD_NUMBER: _builtins.int
     CANDIDATES_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    EXPECTED_CACHED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model that was asked about."""
+    policy: _builtins.str
+    """The policy that decided."""
+    expected_cached: _builtins.float
+    """Which share of the prompt the first node is taken to have in its prefix cache, 0 to 1; unset
+    where no prompt is known or the policy does not look at it.
+    """
     @_builtins.property
     def ordered_node_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The nodes in the order in which Envoy would try them; empty when none can serve."""
 
     @_builtins.property
     def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
-        """Every node that hosts the model, best first, refused ones last."""
+        """Every node that hosts the model or one of its fallbacks, best first, refused ones last."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The models that the call may be answered with, best first."""
 
     def __init__(
         self,
@@ -65,12 +88,17 @@ class ExplainResponse(_message.Message):
         model: _builtins.str = ...,
         ordered_node_ids: _abc.Iterable[_builtins.str] | None = ...,
         candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        policy: _builtins.str = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        expected_cached: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_cached", b"_expected_cached", "expected_cached", b"expected_cached"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "model", b"model", "ordered_node_ids", b"ordered_node_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_cached", b"_expected_cached", "candidates", b"candidates", "expected_cached", b"expected_cached", "model", b"model", "models", b"models", "ordered_node_ids", b"ordered_node_ids", "policy", b"policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expected_cached: _TypeAlias = _typing.Literal["expected_cached"]  # noqa: Y015
+    _WhichOneofArgType__expected_cached: _TypeAlias = _typing.Literal["_expected_cached", b"_expected_cached"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_cached) -> _WhichOneofReturnType__expected_cached | None: ...
 
 Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
 
@@ -80,6 +108,26 @@ class Candidate(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ScoresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NODE_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     ELIGIBLE_FIELD_NUMBER: _builtins.int
@@ -87,6 +135,12 @@ class Candidate(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     REPORTED_LOAD_FIELD_NUMBER: _builtins.int
     SENT_SINCE_REPORT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    PRESSURE_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
+    CACHE_RELIABILITY_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The node's id."""
     address: _builtins.str
@@ -101,6 +155,22 @@ class Candidate(_message.Message):
     """Running and queued requests from the latest report; unset when the node does not say."""
     sent_since_report: _builtins.int
     """Calls sent to it since that report."""
+    model: _builtins.str
+    """The model that it would answer with."""
+    pressure: _builtins.float
+    """Its calls for each of its slots; 1 is a node whose slots are all in use."""
+    cached: _builtins.float
+    """Which share of the prompt it is taken to have in its prefix cache, 0 to 1."""
+    cache_reliability: _builtins.float
+    """How far the prefix index has been right about it, 0 to 1."""
+    tier: _builtins.int
+    """Its tier; lower ones are tried first."""
+    @_builtins.property
+    def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The scores by scorer, each 0 to 1 and before its weight; a scorer that tells no nodes apart is
+        left out. Example: `prefix: 0.93`.
+        """
+
     def __init__(
         self,
         *,
@@ -111,10 +181,16 @@ class Candidate(_message.Message):
         score: _builtins.float = ...,
         reported_load: _builtins.int | None = ...,
         sent_since_report: _builtins.int = ...,
+        model: _builtins.str = ...,
+        scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        pressure: _builtins.float = ...,
+        cached: _builtins.float = ...,
+        cache_reliability: _builtins.float = ...,
+        tier: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_reported_load", b"_reported_load", "reported_load", b"reported_load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reported_load", b"_reported_load", "address", b"address", "eligible", b"eligible", "node_id", b"node_id", "refusal", b"refusal", "reported_load", b"reported_load", "score", b"score", "sent_since_report", b"sent_since_report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reported_load", b"_reported_load", "address", b"address", "cache_reliability", b"cache_reliability", "cached", b"cached", "eligible", b"eligible", "model", b"model", "node_id", b"node_id", "pressure", b"pressure", "refusal", b"refusal", "reported_load", b"reported_load", "score", b"score", "scores", b"scores", "sent_since_report", b"sent_since_report", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reported_load: _TypeAlias = _typing.Literal["reported_load"]  # noqa: Y015
     _WhichOneofArgType__reported_load: _TypeAlias = _typing.Literal["_reported_load", b"_reported_load"]  # noqa: Y015

@@ -1,0 +1,37 @@
+"""Serves simulated engines, each on a port of its own, from one process."""
+
+import asyncio
+import signal
+from collections.abc import Sequence
+
+from services.inference.simulator.api import Api
+from services.inference.simulator.connection import Connection
+from services.inference.simulator.options import EngineOptions
+
+
+async def serve(host: str, ports: Sequence[int], options: EngineOptions) -> None:
+    """Serves one engine a port until SIGTERM or SIGINT.
+
+    Raises:
+        OSError: A port is taken.
+    """
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    connections: set[Connection] = set()
+    servers = []
+    for port in ports:
+        api = Api(options, loop)
+
+        def connect(api: Api = api) -> Connection:
+            connection = Connection(api, connections.discard)
+            connections.add(connection)
+            return connection
+
+        servers.append(await loop.create_server(connect, host, port, backlog=4096))
+    await stop.wait()
+    for server in servers:
+        server.close()
+    for connection in list(connections):
+        connection.abort()

@@ -1,0 +1,81 @@
+"""Reads what gateways say of a call in external processing messages."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+
+from services.kit import headers
+from services.routing.facts import Facts
+
+REQUEST_NAMESPACE = "infermesh.request"
+"""Where our Envoy puts fields of the body."""
+
+PROMPT_NAMESPACE = "infermesh.prompt"
+"""Where our Envoy puts the cut of the prompt, its size, and the list of fallback models."""
+
+SERVED = "x-gateway-destination-endpoint-served"
+"""Where a gateway says which endpoint answered (endpoint picker protocol)."""
+
+_SUBSET_NAMESPACE = "envoy.lb.subset_hint"
+_SUBSET = "x-gateway-destination-endpoint-subset"
+_ORIGINAL_PATH = "x-envoy-original-path"
+_PATH = ":path"
+_DEBUG = "x-debug-mode"
+_REST_PREFIX = "/v1/"
+
+
+def facts_of(request: pb.ProcessingRequest) -> Facts:
+    """Returns what the headers and the dynamic metadata of a call say."""
+    facts = Facts()
+    for header in request.request_headers.headers.headers:
+        key = header.key
+        if key == headers.MODEL:
+            facts.model = _value(header)
+        elif key == headers.KEY_ID:
+            facts.key_id = _value(header)
+        elif key == _DEBUG:
+            facts.debug = _value(header) == "true"
+        elif key == _ORIGINAL_PATH or (key == _PATH and _value(header).startswith(_REST_PREFIX)):
+            facts.is_rest = True
+        elif key == _SUBSET:
+            facts.subset = _addresses(_value(header))
+    if request.HasField("metadata_context"):
+        known = request.metadata_context.filter_metadata
+        if REQUEST_NAMESPACE in known:
+            facts.take_fields(known[REQUEST_NAMESPACE])
+        if PROMPT_NAMESPACE in known:
+            prompt = known[PROMPT_NAMESPACE].fields
+            if "fallback_models" in prompt:
+                facts.take_encoded_fallbacks(prompt["fallback_models"].string_value)
+            facts.take_encoded_prompt(prompt["text"].string_value, prompt["size"].number_value)
+        if _SUBSET_NAMESPACE in known:
+            hint = known[_SUBSET_NAMESPACE]
+            if _SUBSET in hint:
+                facts.subset = _addresses(hint[_SUBSET])
+    return facts
+
+
+def served(message: pb.ProcessingRequest) -> str:
+    """Returns the address that a gateway reports to have answered; empty where it says nothing."""
+    known = message.metadata_context.filter_metadata
+    if "envoy.lb" in known and SERVED in known["envoy.lb"]:
+        return str(known["envoy.lb"][SERVED])
+    for header in message.response_headers.headers.headers:
+        if header.key == SERVED:
+            return _value(header)
+    return ""
+
+
+def _value(header: Any) -> str:
+    raw = header.raw_value
+    return str(raw.decode(errors="replace") if raw else header.value)
+
+
+def _addresses(value: object) -> frozenset[str]:
+    parts: Iterable[object] = ()
+    if isinstance(value, str):
+        parts = value.split(",")
+    elif hasattr(value, "__iter__"):
+        parts = value
+    return frozenset(part.strip() for part in parts if isinstance(part, str) and part.strip())
