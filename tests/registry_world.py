@@ -74,9 +74,12 @@ class FakeNode(identity_service_pb2_grpc.IdentityServiceServicer):
         self.node_id = node_id
         self.nonce = b""
         self.asked = 0
+        self.knows = asyncio.Event()
 
     async def Identify(self, request, context):  # noqa: N802
         self.asked += 1
+        # The question may overtake the nonce.
+        await self.knows.wait()
         return identity_service_pb2.IdentifyResponse(node_id=self.node_id, nonce=self.nonce)
 
 
@@ -136,15 +139,24 @@ def report(up: bool = True, draining: bool = False, running: int = 0) -> object:
 
 
 async def joining(
-    registry: Registry, message: node_service_pb2.AttachNodeRequest, *more: object, metadata=None
+    registry: Registry,
+    message: node_service_pb2.AttachNodeRequest,
+    *more: object,
+    metadata=None,
+    shows_id: str = "",
+    shows_nonce: bytes = b"",
 ) -> grpc.aio.StreamStreamCall:
-    """Joins and answers the challenge; what comes after that is not read yet."""
+    """Joins and answers the challenge; what comes after that is not read yet.
+
+    The node shows its own name and the right nonce, unless it is told to show others.
+    """
     sent = node_service_pb2.AttachNodeRequest()
     sent.CopyFrom(message)
     node = None
     if (number := int(sent.join.address.rpartition(":")[2])) < 100:
         node = await fake_node(number)
-        node.node_id = sent.join.node_id
+        node.node_id = shows_id or sent.join.node_id
+        node.knows.clear()
         sent.join.address = f"127.0.0.1:{node.port}"
     call = registry.nodes.AttachNode(metadata=metadata)
     await call.write(sent)
@@ -153,7 +165,8 @@ async def joining(
     except grpc.aio.AioRpcError:
         return call  # refused before the challenge; who called reads why
     if isinstance(response, node_service_pb2.AttachNodeResponse) and node:
-        node.nonce = response.challenge.nonce
+        node.nonce = shows_nonce or response.challenge.nonce
+        node.knows.set()
     for message in more:
         await call.write(message)
     return call

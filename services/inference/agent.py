@@ -68,7 +68,6 @@ class NodeAgent:
         self._health = health
         self._identity = identity
         self._commands = commands
-        self._is_drained = False
         self._is_joined = False
         self._is_leaving = False
         self._is_report_due = False
@@ -124,7 +123,6 @@ class NodeAgent:
             AioRpcError: The registry refused, or cannot be reached.
             TimeoutError: The registry does not answer.
         """
-        self._is_drained = False
         generation = watch.generation
         self._identity.expect()
         call: _Call = self._stub.AttachNode(metadata=self._credentials)
@@ -203,10 +201,9 @@ class NodeAgent:
         while isinstance(response := await call.read(), pb.AttachNodeResponse):
             match response.WhichOneof("message"):
                 case "drain_changed":
-                    self._is_drained = response.drain_changed.draining
-                    log.info("drain changed", extra={"draining": self._is_drained})
-                    self._is_report_due = True
-                    self._due.set()
+                    # The registry keeps traffic away and knows of it: it is not to be told back.
+                    draining = response.drain_changed.draining
+                    log.info("drain changed", extra={"draining": draining})
                 case "command":
                     self._commands.start(response.command)
                 case "cancel_command":
@@ -215,7 +212,7 @@ class NodeAgent:
     def _node_report(self, watch: EngineWatch) -> pb.NodeReport:
         return pb.NodeReport(
             engine_up=self._state.is_up,
-            draining=self._is_drained or self._health.stopping.is_set(),
+            draining=self._health.stopping.is_set(),
             load=node_load(watch.load, self._state),
         )
 

@@ -123,8 +123,8 @@ class EngineBenchmark:
 
     async def run(
         self, request: pb.BenchmarkNodeRequest, on_progress: OnBenchmark
-    ) -> pb.BenchmarkResult:
-        """Sends the requests, so many at a time, and returns what it found.
+    ) -> pb.BenchmarkNodeResponse:
+        """Sends the requests, so many at a time, and returns the last message, with the result.
 
         Raises:
             MeshError: `MODEL_NOT_FOUND`, or the engine is not up.
@@ -146,8 +146,9 @@ class EngineBenchmark:
         async with asyncio.TaskGroup() as group:
             for _ in range(min(request.concurrency or _CONCURRENCY, total)):
                 group.create_task(work())
-        on_progress(measured.progress())
-        return measured.result(max(self._clock() - began, 1e-9))
+        last = measured.progress()
+        last.result.CopyFrom(measured.result(max(self._clock() - began, 1e-9)))
+        return last
 
     async def _one(self, request: pb.BenchmarkNodeRequest, prompt: str, measured: Measured) -> None:
         body = orjson.dumps(

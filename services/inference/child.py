@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,7 +36,8 @@ Command = Callable[[str, int, Sequence[str]], list[str]]
 
 
 def _llamacpp(model: str, port: int, more: Sequence[str]) -> list[str]:
-    alias = Path(model).stem
+    # The name is for callers, who could not write a blank or a slash too many.
+    alias = re.sub(r"[^A-Za-z0-9._+-]+", "-", Path(model).stem).strip("-._+") or "model"
     base = [sys.executable, "-m", "services.inference.llamacpp_server", "--model", model]
     return [*base, "--port", str(port), "--alias", alias, *more]
 

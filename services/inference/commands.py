@@ -24,8 +24,8 @@ class Benchmark(Protocol):
 
     async def run(
         self, request: pb.BenchmarkNodeRequest, on_progress: OnBenchmark
-    ) -> pb.BenchmarkResult:
-        """Runs a benchmark and returns what it found.
+    ) -> pb.BenchmarkNodeResponse:
+        """Runs a benchmark and returns the last message of it, with what it found.
 
         Raises:
             MeshError: It cannot be run.
@@ -110,8 +110,7 @@ class Commands:
                     await self._loader.unload(command.unload_model.model, on_model)
                     await self._finish_model(on_model)
                 case "benchmark":
-                    result = await self._benchmark.run(command.benchmark, on_benchmark)
-                    on_benchmark(pb.BenchmarkNodeResponse(result=result))
+                    on_benchmark(await self._benchmark.run(command.benchmark, on_benchmark))
                 case _:
                     raise MeshError(
                         errors_pb2.ERROR_REASON_UNSUPPORTED, "The node does not know this command."

@@ -48,6 +48,7 @@ async def test_a_benchmark_runs_beside_the_callers_and_is_not_accounted(
     command = pb.NodeCommand(command_id="c1", benchmark=request)
     mesh.to_node.put_nowait(pb.AttachNodeResponse(command=command))
     await until(lambda: mesh.progress and mesh.progress[-1].benchmark.HasField("result"))
+    assert (mesh.progress[-1].benchmark.completed, mesh.progress[-1].benchmark.failed) == (5, 0)
     result = mesh.progress[-1].benchmark.result
     assert {progress.command_id for progress in mesh.progress} == {"c1"}
     assert result.first_failure == ""

@@ -1,9 +1,11 @@
 """The inference proxy as a node of the mesh, over a running server."""
 
 import asyncio
+import logging
 from pathlib import Path
 
 import grpc
+import pytest
 from google.api import httpbody_pb2
 
 from inference_node import (
@@ -47,13 +49,22 @@ async def test_it_joins_again_when_the_stream_ends(node: Node, mesh: FakeMesh) -
     await until(lambda: len(mesh.joins) == 2)
 
 
-async def test_an_operators_drain_is_taken(node: Node, mesh: FakeMesh) -> None:
+async def test_an_operators_drain_is_noted_and_not_told_back(
+    node: Node, mesh: FakeMesh, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Told back, it would keep the node draining for a report's time after it is over.
+    caplog.set_level(logging.INFO, "services.inference.agent")
     for draining in (True, False):
         changed = node_service_pb2.DrainChanged(draining=draining)
         mesh.to_node.put_nowait(node_service_pb2.AttachNodeResponse(drain_changed=changed))
         await until(
-            lambda draining=draining: mesh.reports[-1:] and mesh.reports[-1].draining == draining
+            lambda draining=draining: any(
+                vars(record).get("draining") is draining for record in caplog.records
+            )
         )
+        seen = len(mesh.reports)
+        await until(lambda seen=seen: len(mesh.reports) > seen)
+        assert not mesh.reports[-1].draining
     assert await node.is_serving()
 
 

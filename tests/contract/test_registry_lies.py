@@ -41,6 +41,7 @@ async def node_ids(registry: Registry) -> list[str]:
 async def test_a_node_with_the_address_of_another_node_is_refused(registry: Registry) -> None:
     other = await fake_node(1)
     other.node_id, other.nonce = "other", b"what the other was sent"
+    other.knows.set()
     call = registry.nodes.AttachNode()
     await call.write(join("liar", 0, address=f"127.0.0.1:{other.port}"))
     assert await refused(call) == NOT_ITS_OWN
@@ -54,8 +55,7 @@ async def test_a_node_with_the_address_of_another_node_is_refused(registry: Regi
 
 
 async def test_the_right_nonce_under_another_name_is_refused(registry: Registry) -> None:
-    call = await joining(registry, join("a", 1))
-    (await fake_node(1)).node_id = "b"
+    call = await joining(registry, join("a", 1), shows_id="b")
     assert await refused(call) == NOT_ITS_OWN
     assert await node_ids(registry) == []
 
@@ -98,8 +98,7 @@ async def test_loopback_is_good_on_the_meshs_own_machine(registry: Registry, sou
 async def test_a_takeover_from_another_address_leaves_the_node_alone(registry: Registry) -> None:
     real = await attach(registry, join("a", 1), report())
     await registry.wait_for("a", resources_pb2.NODE_STATE_READY)
-    thief = await joining(registry, join("a", 2))
-    (await fake_node(2)).nonce = b"guessed"
+    thief = await joining(registry, join("a", 2), shows_nonce=b"guessed")
     assert await refused(thief) == NOT_ITS_OWN
     assert await registry.state("a") == resources_pb2.NODE_STATE_READY
     await real.write(report(running=5))
@@ -145,6 +144,7 @@ async def test_a_new_stream_counts_from_zero_again(registry: Registry) -> None:
 
 async def test_who_lies_again_and_again_is_refused_without_a_look(registry: Registry) -> None:
     other = await fake_node(1)
+    other.knows.set()
     for _ in range(3):
         call = registry.nodes.AttachNode()
         await call.write(join("liar", 0, address=f"127.0.0.1:{other.port}"))

@@ -10,6 +10,7 @@ What is particular about it:
 * A chat template without tools drops them in silence; `/props` says what the template can do.
 """
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -38,6 +39,7 @@ _PATTERN = metrics_pattern(
     "llamacpp:kv_cache_usage_ratio",
     "llamacpp:n_decode_total",
 )
+_METRICS_TIMEOUT_S = 1.0
 _TIMINGS = b',"timings":'
 
 
@@ -121,8 +123,17 @@ class LlamaCpp(Standard):
         )
 
     async def probe(self, client: EngineClient) -> Load | None:
-        """Asks `/metrics`, which answers 503 while the model loads, and `/slots`."""
-        status, body = await get(client, "/metrics")
+        """Asks `/metrics`, which answers 503 while the model loads, and `/slots`.
+
+        Metrics come from the thread that computes, which may be long at one batch of a prompt; the
+        health does not. An engine that answers only that is up, with a load that is unknown.
+        """
+        try:
+            async with asyncio.timeout(_METRICS_TIMEOUT_S):
+                status, body = await get(client, "/metrics")
+        except TimeoutError:
+            status, _ = await get(client, "/health")
+            return Load(slots=self._slots) if status == 200 else None
         if status in (404, 501):
             # Started without its metrics: the health says no more than up or not.
             status, _ = await get(client, "/health")

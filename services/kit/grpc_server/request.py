@@ -18,8 +18,9 @@ _SPECIAL = {
 }
 # Headers about the connection mean another protocol (RFC 9113, 8.2.2).
 _FORBIDDEN = {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
-# The characters that stand in no name (RFC 9113, 8.2.1).
+# The characters that stand in no name, and in no value (RFC 9113, 8.2.1).
 _NOT_IN_NAMES = re.compile(rb"[\x00-\x20A-Z\x7f-\xff:]")
+_NOT_IN_VALUES = re.compile(r"[\0\r\n]")
 
 _MAX_NAMES = 1024
 _MAX_NAME_BYTES = 64
@@ -71,14 +72,15 @@ class RequestReader:
                     raise MalformedError
                 special[name] = value
                 continue
-            if b"\n" in value or b"\r" in value or b"\0" in value:
-                raise MalformedError
             key, is_text = names.get(name) or self._name(name)
             if is_text:
                 try:
-                    metadata.append((key, value.decode()))
+                    text = value.decode()
                 except UnicodeDecodeError:
-                    metadata.append((key, value.decode("latin-1")))
+                    text = value.decode("latin-1")
+                if not text.isprintable() and _NOT_IN_VALUES.search(text):
+                    raise MalformedError
+                metadata.append((key, text))
             elif key:
                 try:
                     metadata.extend((key, wire.binary_value(each)) for each in value.split(b","))

@@ -240,9 +240,12 @@ def _bound(address: str) -> socket.socket:
         if Path(target).is_socket():  # left there by a process that was killed
             Path(target).unlink()
     else:
-        host, _, port = address.rpartition(":")
+        host, _, text = address.rpartition(":")
+        port = int(text)
+        if not 0 <= port <= 65_535:  # the resolver would take the rest of it
+            raise ValueError("there is no such port")
         found = socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         # IPv4 first, for `localhost` is both.
         family, _, _, _, target = min(found, key=lambda each: each[0] != socket.AF_INET)

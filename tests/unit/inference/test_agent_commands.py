@@ -183,8 +183,12 @@ async def test_a_benchmark_sends_what_it_was_asked_to() -> None:
     request = pb.BenchmarkNodeRequest(
         node_id="n", model="m", requests=8, concurrency=3, prompt_tokens=7, output_tokens=9
     )
-    result = await EngineBenchmark(relay, lambda: relay.now).run(request, told.append)
-    assert (told[-1].completed, told[-1].failed, relay.most_at_once) == (6, 2, 3)
+    last = await EngineBenchmark(relay, lambda: relay.now).run(request, told.append)
+    assert (last.completed, last.failed, relay.most_at_once) == (6, 2, 3)
+    # On the way it was told no more than every half second.
+    assert 0 < len(told) <= 8
+    assert not any(progress.HasField("result") for progress in told)
+    result = last.result
     prompts = [body["messages"][0]["content"] for body in relay.bodies]
     assert {len(prompt.split()) for prompt in prompts} == {8}
     assert len({prompt.split()[0] for prompt in prompts}) == 8

@@ -1,3 +1,5 @@
+import asyncio
+
 import orjson
 import pytest
 
@@ -150,3 +152,27 @@ def test_keys_go_in_the_form_of_the_endpoint():
 def test_a_cloud_is_asked_rarely():
     assert OpenAICompatible(EngineOptions(is_remote=True)).probe_interval_s >= 10
     assert OpenAICompatible(EngineOptions()).probe_interval_s == 0
+
+
+async def test_llamacpp_that_computes_too_long_to_say_its_load_is_up(monkeypatch):
+    class Answer:
+        status = 200
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        async def read_all(self):
+            return b"{}"
+
+    class Busy:
+        async def get(self, path):
+            if path == "/metrics":
+                await asyncio.Event().wait()
+            return Answer()
+
+    monkeypatch.setattr("services.inference.engines.llamacpp._METRICS_TIMEOUT_S", 0.0)
+    load = await LlamaCpp(EngineOptions()).probe(Busy())
+    assert load is not None and load.running is None and load.queued is None
