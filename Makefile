@@ -62,7 +62,7 @@ bench: .venv/.installed-dev ## Measures what the mesh adds to an engine (needs w
 	$(BIN)/python tests/bench/bench.py
 
 .PHONY: bench-routing
-bench-routing: .venv/.installed-dev ## Compares routing policies where prompts share prefixes; a quarter of an hour.
+bench-routing: .venv/.installed-dev ## Compares routing policies where prompts share prefixes; half an hour.
 	$(BIN)/python tests/bench/bench_routing.py
 
 .PHONY: bench-decisions

@@ -1,6 +1,6 @@
 """The header names that the parts of the mesh say to each other, each written once.
 
-Envoy strips all of them from what clients send, before any filter reads them.
+Envoy strips all but the last from what clients send, before any filter reads them.
 """
 
 REQUEST_ID = "x-request-id"
@@ -24,9 +24,6 @@ MODEL = "x-mesh-model"
 ERROR_BODY = "x-mesh-error"
 """Trailer with the error body in the caller's dialect; Envoy makes it the body for REST callers."""
 
-RETRY_AFTER = "retry-after"
-"""After how many seconds a refused call is worth another try; on refusals, in callers' sight."""
-
 DESTINATION = "x-gateway-destination-endpoint"
 """Addresses to try in order, `ip:port,ip:port`, set by routing (endpoint picker protocol)."""
 
@@ -49,3 +46,6 @@ EXPECTED_CACHED = "x-mesh-expected-cached"
 DECISION = "x-mesh-decision"
 """Routing's decision as JSON, where the caller sent `x-debug-mode: true`; the
 node gives it back."""
+
+RETRY_AFTER = "retry-after"
+"""After how many seconds a refused call is worth another try; on refusals, in callers' sight."""

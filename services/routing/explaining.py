@@ -9,6 +9,7 @@ from services.routing.facts import Facts
 from services.routing.node import NodeView
 from services.routing.policy import Plan
 from services.routing.pools import refusal
+from services.routing.pressure import is_full
 from services.routing.router import Router
 from services.routing.view import MeshView
 
@@ -80,6 +81,7 @@ class Explainer:
             Candidate(
                 node=one.node,
                 model=one.model,
+                refusal=_full(one.node, plan, now),
                 score=one.score,
                 scores=one.scores,
                 pressure=one.pressure,
@@ -92,7 +94,7 @@ class Explainer:
         for model in models:
             for node in self._view.hosting(model):
                 if (node.node_id, model) not in rated:
-                    why = refusal(node, plan.filters) or "not preferred"
+                    why = refusal(node, plan.filters) or _reason(node, plan, now)
                     load = node.load(now)
                     candidates.append(Candidate(node, model, why, reported_load=load))
         return Explanation(
@@ -102,3 +104,12 @@ class Explainer:
             expected_cached=decision.expected_cached if decision else None,
             candidates=candidates,
         )
+
+
+def _reason(node: NodeView, plan: Plan, now: float) -> str:
+    return _full(node, plan, now) or "not preferred"
+
+
+def _full(node: NodeView, plan: Plan, now: float) -> str:
+    limit = plan.policy.max_pressure
+    return "queue full" if limit and is_full(node, now, limit) else ""

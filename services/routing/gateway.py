@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from google.protobuf import struct_pb2
 
 from services.kit import headers
 from services.routing.facts import Facts
@@ -76,6 +77,6 @@ def _addresses(value: object) -> frozenset[str]:
     parts: Iterable[object] = ()
     if isinstance(value, str):
         parts = value.split(",")
-    elif hasattr(value, "__iter__"):
-        parts = value
+    elif isinstance(value, struct_pb2.ListValue):
+        parts = [each.string_value for each in value.values]
     return frozenset(part.strip() for part in parts if isinstance(part, str) and part.strip())

@@ -64,7 +64,7 @@ class Picking:
             yield from self._on_body(request.request_body)
         elif kind == "request_trailers":
             if self._is_waiting:
-                yield from self._choose_late()
+                yield from self._choose_late(ends=False)
             if not self.is_over:
                 yield _bytes(pb.ProcessingResponse(request_trailers=pb.TrailersResponse()))
         elif kind == "response_headers":
@@ -100,7 +100,7 @@ class Picking:
                 return
             self._body += body.body
             if body.end_of_stream or body.end_of_stream_without_message:
-                yield from self._choose_late()
+                yield from self._choose_late(ends=True)
             return
         if self._wants_body:
             self._wants_body = False
@@ -110,8 +110,12 @@ class Picking:
         reply = _body(body, duplex=self._is_duplex)
         yield _bytes(pb.ProcessingResponse(request_body=reply))
 
-    def _choose_late(self) -> Iterator[bytes]:
-        """Answers the headers, now that the whole body is here, and sends the body on."""
+    def _choose_late(self, *, ends: bool) -> Iterator[bytes]:
+        """Answers the headers, now that the whole body is here, and sends the body on.
+
+        Args:
+            ends: Whether the body ends the request; else its trailers do.
+        """
         self._is_waiting = False
         body = bytes(self._body)
         self._body.clear()
@@ -122,7 +126,7 @@ class Picking:
         for start in range(0, max(len(body), 1), _CHUNK_BYTES):
             chunk = pb.StreamedBodyResponse(
                 body=body[start : start + _CHUNK_BYTES],
-                end_of_stream=start + _CHUNK_BYTES >= len(body),
+                end_of_stream=ends and start + _CHUNK_BYTES >= len(body),
             )
             mutation = pb.BodyMutation(streamed_response=chunk)
             reply = pb.BodyResponse(response=pb.CommonResponse(body_mutation=mutation))

@@ -34,3 +34,12 @@ def pressures(nodes: Sequence[NodeView], now: float) -> list[float]:
         ((mean_load if load is None else load) + node.sent.total) / (each or mean_slots)
         for node, load, each in zip(nodes, loads, slots, strict=True)
     ]
+
+
+def is_full(node: NodeView, now: float, limit: float) -> bool:
+    """Says whether a node reports more than `limit` calls for each of its slots.
+
+    Only a node that says so itself is full: what was sent since may be done already.
+    """
+    load = node.load(now)
+    return load is not None and bool(node.slots) and load > limit * (node.slots or 0)

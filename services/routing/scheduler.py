@@ -8,7 +8,7 @@ from services.routing.node import NodeView
 from services.routing.plugins import Call
 from services.routing.policy import Plan
 from services.routing.pools import Pools, Tier
-from services.routing.pressure import pressures
+from services.routing.pressure import is_full, pressures
 from services.routing.prompt import Prompt
 from services.routing.refusals import nothing_for
 from services.routing.request import Request
@@ -220,12 +220,7 @@ def _with_room(
     nodes: Sequence[NodeView], now: float, limit: float, full: list[NodeView]
 ) -> list[NodeView]:
     """Returns the nodes whose queues are not full; adds the others to `full`."""
-    free = []
+    free: list[NodeView] = []
     for node in nodes:
-        # Only a node that says so itself is full: what was sent since may be done already.
-        load = node.load(now)
-        if load is not None and node.slots and load > limit * node.slots:
-            full.append(node)
-        else:
-            free.append(node)
+        (full if is_full(node, now, limit) else free).append(node)
     return free

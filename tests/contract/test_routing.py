@@ -1,4 +1,4 @@
-"""Every protocol that routing speaks, over a running server, beside a scripted registry."""
+"""Every protocol that routing speaks to our own Envoy, over a running server."""
 
 import asyncio
 import base64
@@ -7,119 +7,25 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
-from envoy.config.core.v3 import base_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
-from envoy.service.ext_proc.v3 import external_processor_pb2, external_processor_pb2_grpc
-from google.protobuf import timestamp_pb2
+from envoy.service.ext_proc.v3 import external_processor_pb2
 from google.rpc import error_details_pb2, status_pb2
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
-from infermesh.registry.v1 import node_service_pb2, node_service_pb2_grpc
+from contract.routing_service import Mesh, destination, headers_set, mutated, node, running
+from infermesh.registry.v1 import node_service_pb2
 from infermesh.registry.v1 import resources_pb2 as r
-from infermesh.routing.v1 import routing_service_pb2, routing_service_pb2_grpc
 from services.kit.errors import from_rpc_error
-from services.kit.server import serving
-from services.routing.app import make_app
+from services.routing import prompt
 from services.routing.eds import TYPE_URL
-from services.routing.settings import RoutingSettings
-
-DESTINATION = "x-gateway-destination-endpoint"
-
-
-def node(node_id: str, port: int, state: int = r.NODE_STATE_READY, running: int = 0) -> r.Node:
-    return r.Node(
-        node_id=node_id,
-        address=f"127.0.0.1:{port}",
-        state=state,
-        models=[r.ServedModel(name="m")],
-        load=r.NodeLoad(running=running, queued=0, slots=4),
-        report_time=timestamp_pb2.Timestamp(seconds=1),
-    )
-
-
-class ScriptedRegistry(node_service_pb2_grpc.NodeServiceServicer):
-    """Says over the watch what a test has it say; not a registry."""
-
-    def __init__(self) -> None:
-        self.said: asyncio.Queue[node_service_pb2.WatchMeshResponse | None] = asyncio.Queue()
-
-    async def WatchMesh(self, request, context):  # noqa: N802
-        while (message := await self.said.get()) is not None:
-            yield message
-
-
-class Mesh:
-    """A running routing service and the registry that it follows."""
-
-    def __init__(self, registry: ScriptedRegistry, channel: grpc.aio.Channel) -> None:
-        self.registry = registry
-        self.channel = channel
-        self._routing = routing_service_pb2_grpc.RoutingServiceStub(channel)
-        self._ext_proc = external_processor_pb2_grpc.ExternalProcessorStub(channel)
-
-    def sync(self, *nodes: r.Node, models: tuple[str, ...] = ("m", "idle")) -> None:
-        self.registry.said.put_nowait(
-            node_service_pb2.WatchMeshResponse(
-                synced=True, nodes=nodes, models=[r.Model(name=name) for name in models]
-            )
-        )
-
-    async def explain(self, model: str = "m") -> routing_service_pb2.ExplainResponse:
-        return await self._routing.Explain(routing_service_pb2.ExplainRequest(model=model))
-
-    async def until_states(self, **refusals: str) -> None:
-        async with asyncio.timeout(5):
-            while True:
-                try:
-                    candidates = (await self.explain()).candidates
-                except grpc.aio.AioRpcError:
-                    candidates = []
-                if {one.node_id: one.refusal for one in candidates} == refusals:
-                    return
-                await asyncio.sleep(0.02)
-
-    async def process(self, **headers: str) -> external_processor_pb2.ProcessingResponse:
-        request = external_processor_pb2.ProcessingRequest()
-        for key, value in headers.items():
-            request.request_headers.headers.headers.append(
-                base_pb2.HeaderValue(key=key.replace("_", "-"), raw_value=value.encode())
-            )
-        call = self._ext_proc.Process()
-        await call.write(request)
-        answer = await call.read()
-        assert await call.read() is grpc.aio.EOF
-        assert await call.code() == grpc.StatusCode.OK
-        return answer
-
-    async def health(self) -> int:
-        stub = health_pb2_grpc.HealthStub(self.channel)
-        return (await stub.Check(health_pb2.HealthCheckRequest())).status
+from services.routing.servicer_ext_proc import ONE_MESSAGE
 
 
 @pytest.fixture
 async def mesh() -> AsyncIterator[Mesh]:
-    server = grpc.aio.server()
-    registry = ScriptedRegistry()
-    node_service_pb2_grpc.add_NodeServiceServicer_to_server(registry, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    settings = RoutingSettings(drain_s=1, registry_address=f"127.0.0.1:{port}")
-    async with (
-        serving(settings, make_app(settings)) as address,
-        grpc.aio.insecure_channel(address) as channel,
-    ):
-        yield Mesh(registry, channel)
-    await server.stop(0)
-
-
-def destination(answer: external_processor_pb2.ProcessingResponse) -> str:
-    [option] = answer.request_headers.response.header_mutation.set_headers
-    assert option.header.key == DESTINATION
-    assert option.append_action == base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-    value = option.header.raw_value.decode()
-    assert answer.dynamic_metadata["envoy.lb"][DESTINATION] == value
-    return value
+    async with running() as mesh:
+        yield mesh
 
 
 async def test_a_call_goes_to_the_least_loaded_node(mesh: Mesh) -> None:
@@ -196,6 +102,11 @@ async def test_explain(mesh: Mesh) -> None:
     assert (best.reported_load, best.sent_since_report) == (0, 1)
     assert (second.reported_load, second.score) == (4, 0.5)
     assert best.score == pytest.approx(0.8)
+    assert (answer.policy, list(answer.models), dict(second.scores)) == (
+        "balanced",
+        ["m"],
+        {"queue": 0.5},
+    )
     assert not (await mesh.explain("idle")).candidates
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -272,3 +183,89 @@ async def test_endpoints_follow_the_mesh(mesh: Mesh) -> None:
     await other.call.done_writing()
     assert await other.call.read() is grpc.aio.EOF
     envoy.call.cancel()
+
+
+def told(**namespaces: dict[str, object]) -> external_processor_pb2.ProcessingRequest:
+    """Returns the one message that our Envoy sends for a chat with the model `m`."""
+    request = external_processor_pb2.ProcessingRequest()
+    request.request_headers.headers.headers.add(key="x-mesh-model", raw_value=b"m")
+    for name, fields in namespaces.items():
+        request.metadata_context.filter_metadata[f"infermesh.{name}"].update(fields)
+    return request
+
+
+def cut_of(text: str) -> dict[str, object]:
+    body = json.dumps({"messages": [{"role": "user", "content": text}]}).encode()
+    taken = prompt.cut(body)
+    assert taken is not None
+    return {"text": base64.b64encode(taken[0]).decode(), "size": taken[1]}
+
+
+async def send(
+    mesh: Mesh, request: external_processor_pb2.ProcessingRequest
+) -> external_processor_pb2.ProcessingResponse:
+    call = mesh.ext_proc.Process(metadata=[ONE_MESSAGE])
+    await call.write(request)
+    return await call.read()
+
+
+async def test_a_prompt_goes_back_to_its_node_with_what_is_expected_there(mesh: Mesh) -> None:
+    mesh.sync(*(node(f"n{i}", i) for i in range(1, 5)))
+    await mesh.until_states(n1="", n2="", n3="", n4="")
+    text = "A long story about a short king. " * 80
+    first = await send(mesh, told(prompt=cut_of(text)))
+    assert headers_set(first)["x-mesh-expected-cached"] == "0.00"
+    again = await send(mesh, told(prompt=cut_of(text + "And a question.")))
+    assert destination(again).split(",")[0] == destination(first).split(",")[0]
+    assert float(headers_set(again)["x-mesh-expected-cached"]) > 0.7
+    # Who forbids it is not looked up; nor does a bad cut matter.
+    other = await send(mesh, told(prompt=cut_of(text), request={"enable_caching": False}))
+    assert "x-mesh-expected-cached" not in headers_set(other)
+    bad = await send(mesh, told(prompt={"text": "%%%", "size": "x"}))
+    assert destination(bad)
+
+
+async def test_fallbacks_name_the_models_and_more_addresses_more_retries(mesh: Mesh) -> None:
+    nodes = [node(f"m{i}", i) for i in range(1, 4)] + [
+        node(f"z{i}", 10 + i, model="z") for i in range(1, 4)
+    ]
+    mesh.sync(*nodes, models=("m", "z"))
+    await mesh.until_states(m1="", m2="", m3="")
+    encoded = base64.b64encode(b'["z", "ghost"]').decode()
+    answer = headers_set(await send(mesh, told(prompt={"fallback_models": encoded})))
+    assert answer["x-mesh-models"] == "m,z"
+    ports = [address.rpartition(":")[2] for address in destination_list(answer)]
+    assert [len(port) for port in ports] == [1, 1, 1, 2, 2, 2]
+    assert answer["x-envoy-max-retries"] == "5"
+    plain = headers_set(await send(mesh, told()))
+    assert "x-mesh-models" not in plain
+    assert "x-envoy-max-retries" not in plain
+
+
+def destination_list(answer: dict[str, str]) -> list[str]:
+    return answer["x-gateway-destination-endpoint"].split(",")
+
+
+async def test_debug_mode_shows_the_decision(mesh: Mesh) -> None:
+    mesh.sync(node("a", 1, running=2), node("b", 2))
+    await mesh.until_states(a="", b="")
+    request = told(request={"session_id": "s"})
+    request.request_headers.headers.headers.add(key="x-debug-mode", raw_value=b"true")
+    shown = json.loads(headers_set(await send(mesh, request))["x-mesh-decision"])
+    assert (shown["policy"], shown["models"]) == ("balanced", ["m"])
+    assert shown["candidates"][0]["node"] == shown["node"]
+    assert {one["node"] for one in shown["candidates"]} == {"a", "b"}
+    assert set(shown["candidates"][0]["scores"]) == {"queue", "session"}
+    assert "x-mesh-decision" not in headers_set(await send(mesh, told()))
+
+
+async def test_full_queues_are_a_429_with_retry_after(mesh: Mesh) -> None:
+    full = node("a", 1, running=300)
+    full.load.time_to_first_token = 3.0
+    mesh.sync(full)
+    await mesh.until_states(a="queue full")
+    reply = (await mesh.process(x_mesh_model="m", x_envoy_original_path="/v1/x")).immediate_response
+    assert (reply.status.code, reply.details) == (429, "infermesh_overloaded")
+    assert mutated(reply.headers.set_headers)["retry-after"] == "3"
+    urgent = told(request={"priority": "high"})
+    assert destination(await send(mesh, urgent)) == "127.0.0.1:1"

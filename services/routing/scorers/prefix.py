@@ -14,7 +14,7 @@ class PrefixScorer:
     busy (`balance.py`) scores 0, whatever it has: load limits affinity.
 
     Where no node has anything of the prompt, nodes score by how long ago they were sent a prompt
-    of which they had nothing, so that new prompts are spread over all caches.
+    of which they had nothing, 0.5 at most, so that new prompts are spread over all caches.
     """
 
     def scores(self, nodes: Sequence[NodeView], call: Call) -> Sequence[float] | None:
@@ -23,7 +23,7 @@ class PrefixScorer:
         if prompt is None or not prompt.blocks:
             return None
         if not call.match:
-            return _coldest(nodes)
+            return _coldest(nodes, call)
         shares = [(mask, prompt.share(depth)) for mask, depth in call.match]
         scores = []
         for node, may_draw in zip(nodes, call.may_draw, strict=True):
@@ -38,11 +38,13 @@ class PrefixScorer:
         return scores
 
 
-def _coldest(nodes: Sequence[NodeView]) -> Sequence[float] | None:
-    if len(nodes) < 2:
+def _coldest(nodes: Sequence[NodeView], call: Call) -> Sequence[float] | None:
+    """Returns `0.5 * rank`, the rank from 1 (longest ago) to 0; equals share the better one."""
+    times = sorted({node.last_cold for node in nodes})
+    if len(times) < 2:
         return None
-    order = sorted(range(len(nodes)), key=lambda i: nodes[i].last_cold)
-    scores = [0.0] * len(nodes)
-    for place, i in enumerate(order):
-        scores[i] = 1.0 - place / (len(nodes) - 1)
-    return scores
+    scores = {time: 0.5 - 0.5 * i / (len(times) - 1) for i, time in enumerate(times)}
+    return [
+        scores[node.last_cold] if may_draw else 0.0
+        for node, may_draw in zip(nodes, call.may_draw, strict=True)
+    ]

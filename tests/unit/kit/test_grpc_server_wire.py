@@ -57,7 +57,7 @@ def test_a_block_is_for_any_table() -> None:
     [("", "x"), ("A", "x"), ("a b", "x"), ("ä", "x"), ("a", "x\ny"), ("a", "\0"), ("a-bin", "x")],
 )
 def test_headers_that_cannot_be_sent(header: tuple[str, str]) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - it is the class that counts
+    with pytest.raises(ValueError):
         wire.header_block((header,))
 
 
