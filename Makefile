@@ -69,6 +69,18 @@ bench-routing: .venv/.installed-dev ## Compares routing policies where prompts s
 bench-decisions: .venv/.installed-dev ## Measures what one routing decision costs; a minute.
 	$(BIN)/python tests/bench/decisions.py
 
+.PHONY: bench-grpc
+bench-grpc: .venv/.installed-dev ## Measures what a call costs our gRPC server and grpc.aio's; half a minute.
+	$(BIN)/python tests/bench/grpc_server.py
+
+.PHONY: bench-prefix
+bench-prefix: .venv/.installed-dev ## Compares what two llama.cpp nodes have cached by policy; three minutes.
+	$(BIN)/python tests/bench/prefix_llamacpp.py
+
+.PHONY: chaos
+chaos: .venv/.installed-dev ## Breaks nodes and services under load; eight minutes.
+	$(BIN)/pytest tests/chaos -s
+
 .PHONY: clean
 clean: ## Removes what these targets have made here; models stay in the user's cache folder.
 	rm -rf .venv node_modules .infermesh bench-results

@@ -10,6 +10,11 @@ from infermesh.auth.v1 import join_token_service_pb2_grpc, key_service_pb2_grpc
 from infermesh.inference.v1 import inference_service_pb2_grpc
 from infermesh.metrics.v1 import metrics_service_pb2_grpc
 from infermesh.registry.v1 import model_service_pb2_grpc, node_service_pb2_grpc
+from infermesh.routing.v1 import (
+    policy_service_pb2_grpc,
+    routing_service_pb2_grpc,
+    split_service_pb2_grpc,
+)
 from services.cli.options import fail, find_key
 from services.kit.errors import from_rpc_error
 
@@ -25,6 +30,9 @@ class Mesh:
         self.tokens = join_token_service_pb2_grpc.JoinTokenServiceStub(channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(channel)
         self.nodes = node_service_pb2_grpc.NodeServiceStub(channel)
+        self.routing = routing_service_pb2_grpc.RoutingServiceStub(channel)
+        self.policies = policy_service_pb2_grpc.PolicyServiceStub(channel)
+        self.splits = split_service_pb2_grpc.SplitServiceStub(channel)
         self.health = metrics_service_pb2_grpc.MetricsServiceStub(channel)
         self.inference = inference_service_pb2_grpc.InferenceServiceStub(channel)
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from services.cli.commands import chat, keys, models, node, nodes, status, up
+from services.cli.commands import chat, keys, models, node, nodes, policies, splits, status, up
 
 app = typer.Typer(
     help="Turns a handful of GPU machines into one LLM endpoint.",
@@ -18,3 +18,5 @@ app.command("node")(node.node)
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(nodes.app, name="nodes")
+app.add_typer(policies.app, name="policies")
+app.add_typer(splits.app, name="splits")

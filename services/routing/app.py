@@ -100,6 +100,7 @@ def make_app(settings: RoutingSettings) -> App:
                 client = redis.asyncio.Redis.from_url(
                     settings.redis_url.get_secret_value(),
                     socket_connect_timeout=_REDIS_TIMEOUT_S,
+                    socket_timeout=_REDIS_TIMEOUT_S,
                     health_check_interval=_REDIS_PING_S,
                 )
                 stack.push_async_callback(client.aclose)

@@ -6,8 +6,9 @@ Two bounds, both relative to the mean of the tier:
     lately  calls for each slot, over about the last 30 s,
             <= load_factor * mean + slack                     no node carries more than its share
 
-`slack` is an eighth of the node's slots, and one call at least. A node that has one call or less
-may always draw: a single caller's chat stays where it is.
+`slack` is an eighth of the node's slots, and one call at least. In a mesh that does next to nothing
+(half a call a node), a node that has one call or less may always draw: a single caller's chat stays
+where it is.
 A bound on the present alone would have to be so tight to keep the long run even that each burst
 would spill prompts to nodes that do not have them.
 

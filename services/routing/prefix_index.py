@@ -4,14 +4,14 @@
     per node: block hash ─► bytes, least recently used first
 
 A node's part is bound twice: by the bytes of text that its key-value cache holds, and by its share
-of the entries of the whole index. An entry, a block on a node, takes about 300 bytes of memory.
+of the entries of the whole index. An entry, a block on a node, takes about 400 bytes of memory.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
 
-DEFAULT_MAX_ENTRIES = 400_000
-"""About 120 MB."""
+DEFAULT_MAX_ENTRIES = 250_000
+"""About 100 MB."""
 
 DEFAULT_CAPACITY_BYTES = 2 * 1024 * 1024
 """Of text: what is assumed of a node that does not say how much its cache holds."""

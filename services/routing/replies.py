@@ -38,19 +38,21 @@ def destination(outcome: Outcome, *, debug: bool = False) -> bytes:
     decision = outcome.decision
     nodes, models = decision.nodes, decision.models
     pieces = [_addresses(",".join([node.address for node in nodes]))]
-    if outcome.is_alias or len(models) > 1:
+    if outcome.is_renamed or len(models) > 1:
         pieces.append(_set(headers.MODELS, ",".join(models)))
-    if outcome.is_alias:
-        # What Envoy balances by itself, and the ledger, go by the model, not by its alias.
+    if outcome.is_renamed:
+        # What Envoy balances by itself, and the ledger, go by the model that answers.
         pieces.append(_set(headers.MODEL, models[0]))
         pieces.append(_metadata(_MODEL_KEY, models[0]))
     if decision.expected_cached is not None:
         pieces.append(_set(headers.EXPECTED_CACHED, f"{decision.expected_cached:.2f}"))
-    if len(nodes) > _ROUTE_RETRIES + 1:
-        pieces.append(_set(_MAX_RETRIES, str(len(nodes) - 1)))
     if outcome.hedge_after_s:
         pieces.append(_set(_RETRY_ON_TIMEOUT, "true"))
         pieces.append(_set(_TRY_TIMEOUT_MS, str(round(outcome.hedge_after_s * 1000))))
+        # Each try that stays silent is followed by another one, up to the number of retries.
+        pieces.append(_set(_MAX_RETRIES, "1"))
+    elif len(nodes) > _ROUTE_RETRIES + 1:
+        pieces.append(_set(_MAX_RETRIES, str(len(nodes) - 1)))
     if debug:
         pieces.append(_set.__wrapped__(headers.DECISION, _shown(outcome)))
     return b"".join(pieces)

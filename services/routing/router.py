@@ -22,13 +22,14 @@ class Outcome:
     Attributes:
         decision: The nodes and models.
         plan: What it was decided by.
-        is_alias: Whether the caller named an alias, so that the model is another one.
+        is_renamed: Whether the best model is not the one that the caller named, which is an alias
+            or has no node.
         hedge_after_s: After how long without a first byte a second node is asked; 0 for never.
     """
 
     decision: Decision
     plan: Plan
-    is_alias: bool = False
+    is_renamed: bool = False
     hedge_after_s: float = 0.0
 
 
@@ -60,7 +61,7 @@ class Router:
             self._counts.count(facts.model, model)
         plan = self._book.plan_for(model, facts.level)
         decision = self._scheduler.decide(self.request(facts, model), plan)
-        outcome = Outcome(decision, plan, is_alias=split is not None)
+        outcome = Outcome(decision, plan, is_renamed=decision.models[0] != facts.model)
         hedging = plan.policy.hedging
         if hedging is not None and facts.is_streamed and len(decision.nodes) > 1:
             budget = self._budgets.setdefault(plan.policy.name, HedgeBudget())

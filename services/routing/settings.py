@@ -26,5 +26,5 @@ class RoutingSettings(ServiceSettings):
         default=DEFAULT_MAX_ENTRIES,
         ge=1000,
         le=100_000_000,
-        description="The most blocks that the prefix index holds, about 300 bytes each.",
+        description="The most blocks that the prefix index holds, about 400 bytes each.",
     )

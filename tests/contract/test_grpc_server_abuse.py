@@ -255,6 +255,20 @@ def test_data_on_a_stream_that_is_over_is_passed_over(peer: Peer) -> None:
     assert peer.answer(peer.call("Echo", b"x"))[1] == b"x"
 
 
+def test_an_answer_before_the_end_of_the_request(peer: Peer) -> None:
+    # RFC 9113, 8.1: the whole answer first, and then word that the rest is not wanted.
+    stream_id = peer.open("Refuses")
+    peer.data(stream_id, wire.framed(b"first"))
+    peer.data(stream_id, wire.framed(b"second"))
+    assert peer.answer(stream_id)[0]["grpc-status"] == "7"
+    assert peer.reset(stream_id) == wire.NO_ERROR
+    stream_id = peer.call("Plain", b"x")
+    assert peer.answer(stream_id)[1] == b"x"
+    peer.send(frame(wire.PING, 0, 0, b"all read"))
+    while (found := peer.frame()) is not None and found[3] != b"all read":
+        assert found[0] != wire.RST_STREAM, "the request had ended"
+
+
 def test_data_after_the_end_of_a_request(peer: Peer) -> None:
     stream_id = peer.call("Waits", b"")
     peer.data(stream_id, b"more")
@@ -600,13 +614,19 @@ def test_rapid_resets_do_not_outrun_the_handlers(server: Running, peer: Peer) ->
         handler = grpc.unary_unary_rpc_method_handler(lingers)
         small.server.add_registered_method_handlers("t.S", {"Lingers": handler})
         with Peer(small.port) as fast:
+            first = [fast.call("Lingers", b"") for _ in range(limits.streams)]
+            small.until(lambda: small.service.running == limits.streams)
+            for stream_id in first:
+                fast.send(wire.reset_frame(stream_id, wire.CANCEL))
             for _ in range(300):
                 stream_id = fast.call("Lingers", b"")
-                time.sleep(0.0005)
                 fast.send(wire.reset_frame(stream_id, wire.CANCEL))
-            assert 0 < small.service.most_running <= limits.streams
+                time.sleep(0.0005)
+            fast.send(frame(wire.PING, 0, 0, b"all read"))
+            assert fast.wait(wire.PING) == b"all read"
+            assert small.service.most_running == limits.streams
             small.until(lambda: not small.shared().leaving)
-            assert fast.answer(fast.call("Echo", b"x"))
+            assert fast.answer(fast.call("Echo", b"x"))[1] == b"x"
 
 
 # --- connections ---

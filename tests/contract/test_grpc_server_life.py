@@ -54,6 +54,13 @@ async def test_a_deadline_that_is_over(server: Running) -> None:
         assert peer.answer(peer.call("Echo", b"", (b"grpc-timeout", b"99999999H")))
 
 
+def test_a_deadline_ends_an_answer_that_nobody_reads(server: Running) -> None:
+    with Peer(server.port, settings=((wire.SETTINGS_INITIAL_WINDOW_SIZE, 0),)) as peer:
+        for method in ("Plain", "Echo", "Counts"):
+            stream_id = peer.call(method, b"1 100", (b"grpc-timeout", b"50m"))
+            assert peer.answer(stream_id)[0]["grpc-status"] == "4"
+
+
 def test_a_deadline_counts_from_the_headers(server: Running) -> None:
     with Peer(server.port) as peer:
         stream_id = peer.open("Waits", (b"grpc-timeout", b"300m"))
@@ -87,8 +94,8 @@ async def test_cancelling_reaches_a_stream(server: Running, request_: bytes) -> 
 
 async def test_a_connection_that_breaks_ends_its_calls(server: Running) -> None:
     with Peer(server.port) as peer:
+        peer.wait(wire.DATA, peer.call("WaitsInStream", b""))
         peer.call("Waits", b"")
-        peer.call("WaitsInStream", b"")
         server.event("waits")
     server.event("cancelled")
     server.event("stream closed")
@@ -233,19 +240,19 @@ async def test_calls_over_the_limit_of_a_connection_wait_or_are_refused() -> Non
 
 async def test_who_reads_slowly_holds_up_nobody(server: Running) -> None:
     async with _channel(server) as channel:
-        slow = channel.unary_stream("/t.S/Counts")(b"3000 10000")
+        slow = channel.unary_stream("/t.S/Counts")(b"8000 10000")
         assert (await slow.read()).startswith(b"0 ")
         before = _memory()
         for _ in range(100):
             begun = time.monotonic()
             assert await channel.unary_unary("/t.S/Echo")(b"quick") == b"quick"
-            assert time.monotonic() - begun < 1
-        assert _memory() - before < 20 * MIB
+            assert time.monotonic() - begun < 3
+        assert _memory() - before < 50 * MIB
         got = 1
         while (message := await slow.read()) is not grpc.aio.EOF:
             assert message.startswith(b"%d " % got)
             got += 1
-        assert got == 3000
+        assert got == 8000
 
 
 def test_a_flood_of_answers_waits_for_the_window(server: Running) -> None:
@@ -305,7 +312,7 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
             left.bind(str(path))
         left.close()
         with running(address=f"unix:{path}") as server:
-            async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+            async with grpc.aio.insecure_channel(f"unix:{path}", LOCAL) as channel:
                 assert await channel.unary_unary("/t.S/Echo")(b"x") == b"x"
                 who = await channel.unary_unary("/t.S/Describes")(b"")
                 assert b"('peer', 'unix:" in who

@@ -7,6 +7,8 @@ import openai
 import psutil
 import pytest
 
+from e2e.fleet import Fleet
+from e2e.fleet import fleet as make_fleet
 from e2e.mesh import Mesh, family, start_mesh
 
 
@@ -26,3 +28,10 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
 def client(mesh: Mesh) -> Iterator[openai.OpenAI]:
     with mesh.openai() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def fleet(mesh: Mesh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Engines and nodes of a module's own, gone after it."""
+    with make_fleet(mesh, tmp_path_factory.mktemp("fleet")) as made:
+        yield made

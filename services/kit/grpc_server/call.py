@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from typing import Any
 
 import grpc
@@ -114,10 +114,13 @@ class Call(Answer):
         if method.is_plain:
             self._answer_now(method, request)
             return
+        self._spawn(self._run(method, request))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         loop = self.connection.loop
         if self._deadline is not None:
             self._timer = loop.call_later(self.time_remaining(), self._expire)
-        self._task = loop.create_task(self._run(method, request))
+        self._task = loop.create_task(work)
 
     def reset(self) -> None:
         """Ends the call because the caller does not want it any more."""
@@ -168,11 +171,13 @@ class Call(Answer):
         try:
             answer = method.act(request, self)
             message = answer if method.serialize is None else method.serialize(answer)
-        except Exception:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # as in `_run`
             self._fail()
             return
         if not self._finish(message):
-            self._task = self.connection.loop.create_task(self._finish_slowly(message))
+            self._spawn(self._finish_slowly(message))
 
     async def _run(self, method: Method, request: Any) -> None:
         try:
@@ -194,11 +199,10 @@ class Call(Answer):
         except grpc.aio.AbortError:
             if not self._is_done:
                 self._end()
-        except Exception:
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException:  # a panic in a module written in Rust is no `Exception`
             self._fail()
-        finally:
-            if not self._is_done:  # by what is no `Exception`, such as a panic in a Rust module
-                self._fail()
 
     async def _run_stream(self, answers: AsyncIterator[Any] | Awaitable[None]) -> None:
         if not isinstance(answers, AsyncIterator):

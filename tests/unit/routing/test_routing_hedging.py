@@ -2,8 +2,10 @@
 
 import math
 
+from envoy.service.ext_proc.v3 import external_processor_pb2
+
 from infermesh.routing.v1 import policy_service_pb2 as pb
-from services.routing import store
+from services.routing import replies, store
 from services.routing.facts import Facts
 from services.routing.hedging import HedgeBudget
 from services.routing.policy import Hedging
@@ -48,3 +50,19 @@ def test_only_streams_with_a_second_node_are_hedged() -> None:
     mesh.report("b", time_to_first_token=0.01)
     assert mesh.route(Facts(model="m", is_streamed=True)).hedge_after_s == 0.2
     assert mesh.route(Facts(model="m", is_streamed=False)).hedge_after_s == 0
+
+
+def test_envoy_is_told_by_headers_and_sends_a_call_twice_at_most() -> None:
+    mesh = Mesh()
+    for node_id in "abcdef":
+        mesh.report(node_id)
+    outcome = mesh.route(Facts(model="m", is_streamed=True))
+    outcome.hedge_after_s = 0.25
+    answer = external_processor_pb2.ProcessingResponse.FromString(replies.destination(outcome))
+    found = {
+        option.header.key: option.header.raw_value
+        for option in answer.request_headers.response.header_mutation.set_headers
+    }
+    assert found["x-envoy-hedge-on-per-try-timeout"] == b"true"
+    assert found["x-envoy-upstream-rq-per-try-timeout-ms"] == b"250"
+    assert found["x-envoy-max-retries"] == b"1"

@@ -1,10 +1,15 @@
 """What is read of a prompt, and what it costs."""
 
 import json
+import re
 import string
+from pathlib import Path
 
-from services.routing import prompt
+from services.routing import gateway, prompt
 from services.routing.prompt import CUT_BYTES, HEAD_BYTES, cut, read
+from services.routing.servicer_ext_proc import ONE_MESSAGE
+
+ENVOY = Path(__file__).parents[3] / "envoy" / "envoy.yaml"
 
 
 def body(system: str, question: str = "?", **form: object) -> bytes:
@@ -90,3 +95,17 @@ def test_any_bytes_can_be_read() -> None:
     for taken in (b"", b" " * 5000, bytes(range(256)) * 40, b"\xff" * CUT_BYTES):
         found = read("m", taken, len(taken))
         assert len(found.blocks) == len(found.ends)
+
+
+def test_envoy_makes_the_same_cut_and_says_what_it_sends() -> None:
+    config = ENVOY.read_text()
+    sizes = re.search(r"local HEAD, SAMPLE, SAMPLES = (\d+), (\d+), {}", config)
+    assert sizes
+    assert [int(size) for size in sizes.groups()] == [HEAD_BYTES, prompt.SAMPLE_BYTES]
+    samples: list[int] = []
+    for first, last, step in re.findall(r"for at = (\d+), (\d+)(?:, (\d+))? do SAMPLES", config):
+        samples += [at * 1024 for at in range(int(first), int(last) + 1, int(step or 1))]
+    assert tuple(samples) == prompt._SAMPLES
+    assert f"{{key: {ONE_MESSAGE[0]}, value: {ONE_MESSAGE[1]}}}" in config
+    for namespace in (gateway.REQUEST_NAMESPACE, gateway.PROMPT_NAMESPACE):
+        assert re.search(rf"forwarding_namespaces: {{untyped: \[.*{re.escape(namespace)}", config)

@@ -57,7 +57,7 @@ def test_an_alias_is_routed_to_its_targets_and_counted() -> None:
     mesh = split_mesh(message(v1=3, v2=1))
     outcomes = [mesh.route(Facts(model="prod")) for _ in range(8)]
     assert Counter(outcome.decision.models[0] for outcome in outcomes) == {"v1": 6, "v2": 2}
-    assert all(outcome.is_alias for outcome in outcomes)
+    assert all(outcome.is_renamed for outcome in outcomes)
     assert mesh.counts.take() == {("prod", "v1"): 6, ("prod", "v2"): 2}
     assert mesh.counts.take() == {}
     # Explaining takes no turn.
