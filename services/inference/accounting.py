@@ -149,7 +149,7 @@ class Ledger:
                 began_ns=began_ns,
                 waited_ns=waited_ns,
                 answers=self._answers,
-                expected_cached=caller.expected_cached,
+                expected_cached=_expected(caller),
             )
         # When the call came, not when the engine had room for it.
         now = time.time_ns() - (time.monotonic_ns() - began_ns)
@@ -172,7 +172,7 @@ class Ledger:
             began_ns=began_ns,
             waited_ns=waited_ns,
             answers=self._answers,
-            expected_cached=caller.expected_cached,
+            expected_cached=_expected(caller),
         )
 
 
@@ -180,3 +180,8 @@ def _duration(nanoseconds: int) -> duration_pb2.Duration:
     return duration_pb2.Duration(
         seconds=nanoseconds // 1_000_000_000, nanos=nanoseconds % 1_000_000_000
     )
+
+
+def _expected(caller: Caller) -> float | None:
+    # Routing speaks of the node that it put first.
+    return caller.expected_cached if caller.attempt == 1 else None

@@ -54,7 +54,7 @@ def make_app(settings: InferenceSettings) -> App:
             idle_timeout_s=settings.engine_idle_timeout_s,
             headers=engine.headers,
         )
-        state = EngineState()
+        state = EngineState(settings.engine_slots)
         usage = usage_service_pb2_grpc.UsageServiceStub(channel)
 
         async def send(request: usage_service_pb2.RecordUsageRequest) -> object:

@@ -109,7 +109,7 @@ def node_load(load: Load, state: EngineState) -> resources_pb2.NodeLoad:
         report.queued = (queued or 0) + state.waiting
     if load.kv_use is not None and math.isfinite(load.kv_use) and load.kv_use >= 0:
         report.kv_use = min(load.kv_use, 1.0)
-    if (slots := _count(load.slots)) is not None:
+    if (slots := _count(load.slots if state.slots is None else state.slots)) is not None:
         report.slots = slots
     if load.kv_capacity_tokens is not None and load.kv_capacity_tokens >= 0:
         report.kv_capacity_tokens = load.kv_capacity_tokens

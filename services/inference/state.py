@@ -13,6 +13,8 @@ class EngineState:
         is_up: Whether it took the latest request or answered the latest probe.
         models: What it serves, by name; empty until it has been asked.
         version: Its version; empty when unknown.
+        slots: Requests that the engine runs at a time, where the operator says it; None where only
+            the engine does.
         in_flight: Requests of the proxy's that it works on now.
         waiting: Requests that wait in the proxy for the engine to have room.
         engine_generation: Counts the engine's starts as the proxy sees them; whoever sees one adds
@@ -21,10 +23,11 @@ class EngineState:
         changed: Set when `is_up` changes; who waits for it clears it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, slots: int | None = None) -> None:
         self.is_up = False
         self.models: dict[str, EngineModel] = {}
         self.version = ""
+        self.slots = slots
         self.in_flight = 0
         self.waiting = 0
         self.engine_generation = 0

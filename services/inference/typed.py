@@ -25,11 +25,6 @@ FINISH_REASONS: Mapping[str, "pb.FinishReason.ValueType"] = {
     "content_filter": pb.FINISH_REASON_CONTENT_FILTER,
 }
 
-_LEVELS: Mapping[int, str] = {
-    pb.OPTIMIZATION_LEVEL_LOW: "low",
-    pb.OPTIMIZATION_LEVEL_MEDIUM: "medium",
-    pb.OPTIMIZATION_LEVEL_HIGH: "high",
-}
 _PRIORITIES: Mapping[int, str] = {
     pb.PRIORITY_LOW: "low",
     pb.PRIORITY_NORMAL: "normal",
@@ -162,7 +157,7 @@ def _add_extensions(fields: dict[str, Any], request: pb.ChatRequest) -> None:
     if request.HasField("enable_caching"):
         fields["enable_caching"] = request.enable_caching
     if request.optimization_level:
-        fields["optimization_level"] = _LEVELS[request.optimization_level]
+        fields["optimization_level"] = request.optimization_level
     if request.priority:
         fields["priority"] = _PRIORITIES[request.priority]
     if request.session_id:

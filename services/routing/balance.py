@@ -20,6 +20,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from services.routing.node import NodeView
+from services.routing.pressure import SLOTS_UNTOLD
 
 MEMORY_S = 30.0
 _BURST = 2.0
@@ -70,7 +71,7 @@ def may_draw(
         weight: What one call counts now.
     """
     told = [node.slots for node in nodes if node.slots]
-    mean_slots = sum(told) / len(told) if told else 1.0
+    mean_slots = sum(told) / len(told) if told else SLOTS_UNTOLD
     slots = [node.slots or mean_slots for node in nodes]
     burst = mean_pressure * load_factor * _BURST
     share = load_factor * sum([node.drawn for node in nodes]) / sum(slots)

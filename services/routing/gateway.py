@@ -18,6 +18,9 @@ PROMPT_NAMESPACE = "infermesh.prompt"
 SERVED = "x-gateway-destination-endpoint-served"
 """Where a gateway says which endpoint answered (endpoint picker protocol)."""
 
+TYPED_NAMESPACE = "envoy.filters.http.grpc_field_extraction"
+"""Where our Envoy puts fields of typed messages, each as a list under its path."""
+
 _SUBSET_NAMESPACE = "envoy.lb.subset_hint"
 _SUBSET = "x-gateway-destination-endpoint-subset"
 _ORIGINAL_PATH = "x-envoy-original-path"
@@ -45,6 +48,8 @@ def facts_of(request: pb.ProcessingRequest) -> Facts:
         known = request.metadata_context.filter_metadata
         if REQUEST_NAMESPACE in known:
             facts.take_fields(known[REQUEST_NAMESPACE])
+        elif TYPED_NAMESPACE in known:
+            facts.take_fields(_typed(known[TYPED_NAMESPACE]))
         if PROMPT_NAMESPACE in known:
             prompt = known[PROMPT_NAMESPACE].fields
             if "fallback_models" in prompt:
@@ -66,6 +71,16 @@ def served(message: pb.ProcessingRequest) -> str:
         if header.key == SERVED:
             return _value(header)
     return ""
+
+
+def _typed(known: struct_pb2.Struct) -> dict[str, object]:
+    fields: dict[str, object] = {}
+    for path, value in known.fields.items():
+        name = path.rpartition(".")[2]
+        values = [each.string_value for each in value.list_value.values]
+        if values and values[0]:
+            fields[name] = values if name == "fallback_models" else values[0]
+    return fields
 
 
 def _value(header: Any) -> str:

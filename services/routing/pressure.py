@@ -4,6 +4,13 @@ from collections.abc import Sequence
 
 from services.routing.node import NodeView
 
+SLOTS_UNTOLD = 8.0
+"""What a node is taken to run at the same time where no node says it.
+
+vLLM does not, and runs many: with one slot each, a few calls between two reports would look like an
+overload, and neither a session nor a cached prompt could keep its node.
+"""
+
 
 def pressures(nodes: Sequence[NodeView], now: float) -> list[float]:
     """Returns each node's `(reported + sent) / slots`; 1 is a node whose slots are all in use.
@@ -11,7 +18,7 @@ def pressures(nodes: Sequence[NodeView], now: float) -> list[float]:
     `reported` are the running and queued requests of the latest report, `sent` the calls since that
     it cannot show. A node that does not report is taken to be as loaded as the mean of those that
     do: taken as idle, it would draw everything. A node that does not tell its slots likewise has
-    the mean number of them, or one where none tells.
+    the mean number of them, or `SLOTS_UNTOLD` where none tells.
     """
     loads: list[int | None] = []
     slots: list[int | None] = []
@@ -27,9 +34,9 @@ def pressures(nodes: Sequence[NodeView], now: float) -> list[float]:
         mean_load = 0.0
     if None in slots or 0 in slots:
         told = [each for each in slots if each]
-        mean_slots = sum(told) / len(told) if told else 1.0
+        mean_slots = sum(told) / len(told) if told else SLOTS_UNTOLD
     else:
-        mean_slots = 1.0
+        mean_slots = SLOTS_UNTOLD
     return [
         ((mean_load if load is None else load) + node.sent.total) / (each or mean_slots)
         for node, load, each in zip(nodes, loads, slots, strict=True)

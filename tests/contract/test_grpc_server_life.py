@@ -5,7 +5,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
@@ -92,6 +92,23 @@ async def test_cancelling_reaches_a_stream(server: Running, request_: bytes) -> 
     server.until(lambda: not server.shared().leaving and not server.shared().calls)
 
 
+def test_a_generator_that_somebody_keeps_is_closed_all_the_same(server: Running) -> None:
+    kept = []
+
+    def keeps(request: bytes, context: object) -> AsyncIterator[bytes]:
+        kept.append(server.service.waits_in_stream(request, context))
+        return kept[0]
+
+    handler = grpc.unary_stream_rpc_method_handler(keeps)
+    server.server.add_registered_method_handlers("t.S", {"Keeps": handler})
+    with Peer(server.port) as peer:
+        stream_id = peer.call("Keeps", b"flood")
+        peer.wait(wire.DATA, stream_id)
+        server.until(lambda: server.connections()[0]._waiting)
+        peer.send(wire.reset_frame(stream_id, wire.CANCEL))
+        assert server.event("stream closed") < 1
+
+
 async def test_a_connection_that_breaks_ends_its_calls(server: Running) -> None:
     with Peer(server.port) as peer:
         peer.wait(wire.DATA, peer.call("WaitsInStream", b""))
@@ -166,6 +183,25 @@ async def test_calls_that_do_not_finish_are_unavailable(
 
 async def _code(call: grpc.aio.Call) -> grpc.StatusCode:
     return await call.code()
+
+
+def test_handlers_have_cleaned_up_when_the_server_has_stopped(server: Running) -> None:
+    async def cleans_up(_: bytes, __: object) -> bytes:
+        server.service.events.append("begun")
+        try:
+            await asyncio.sleep(30)
+        finally:
+            await asyncio.sleep(0.2)
+            server.service.events.append("clean")
+        return b""
+
+    handler = grpc.unary_unary_rpc_method_handler(cleans_up)
+    server.server.add_registered_method_handlers("t.S", {"CleansUp": handler})
+    with Peer(server.port) as peer:
+        peer.call("CleansUp", b"")
+        server.event("begun")
+        server.stop(0)
+        assert server.service.events == ["begun", "clean"]
 
 
 def test_calls_on_their_way_when_the_server_stops_are_served(server: Running) -> None:

@@ -186,7 +186,7 @@ async def test_the_mesh_s_own_fields_do_not_reach_the_engine(
         preferred_framework="vllm",
         fallback_models=["a"],
         enable_caching=True,
-        optimization_level=pb.OPTIMIZATION_LEVEL_HIGH,
+        optimization_level="high",
         priority=pb.PRIORITY_HIGH,
         session_id="s",
     )

@@ -155,7 +155,7 @@ def test_typed_callers_say_and_see_the_same(mesh: Mesh) -> None:
         preferred_framework="vllm",
         fallback_models=[MODEL],
         priority=pb.PRIORITY_HIGH,
-        optimization_level=pb.OPTIMIZATION_LEVEL_HIGH,
+        optimization_level="high",
         session_id="one",
         enable_caching=False,
     )

@@ -23,7 +23,8 @@ def urls(fleet: Fleet) -> dict[str, str]:
         {
             node: ("--engine", "sim", "--url", url, "--price", price, "--label", f"site={node}")
             for node, url, price in zip(NODES, urls, prices, strict=True)
-        }
+        },
+        ENGINE_SLOTS="32",
     )
     return dict(zip(NODES, urls, strict=True))
 
@@ -73,31 +74,6 @@ def test_a_caller_says_what_matters(http: httpx.Client, level: str, policy: str)
     assert answer.json()["gateway_metadata"]["policy"] == policy
     if level == "low":
         assert set(nodes_of(http, 6, optimization_level=level)) == {"pol-cheap"}
-
-
-def test_latency_goes_where_the_first_token_is_fast(
-    http: httpx.Client, mesh: Mesh, fleet: Fleet, urls: dict[str, str]
-) -> None:
-    use(http, "round_robin")
-    fleet.fault(urls["pol-cheap"], slow=150)
-    try:
-        nodes_of(http, 4, max_tokens=1)
-        use(http, "latency")
-
-        def ttft_tells_them_apart() -> bool:
-            said = http.get("/mesh/v1/routing:explain", params={"model": MODEL}).json()
-            return all("ttft" in each["scores"] for each in said["candidates"])
-
-        mesh.wait("reports", ttft_tells_them_apart, 5)
-        # Never the same prompt, so that no cache draws.
-        picked = [
-            nodes_of(http, 1, max_tokens=1, messages=[{"role": "user", "content": f"{n} is it?"}])
-            for n in range(10)
-        ]
-    finally:
-        fleet.fault(urls["pol-cheap"])
-    share = collections.Counter(node for each in picked for node in each)
-    assert share["pol-dear"] >= 8, share
 
 
 @pytest.mark.parametrize(
@@ -173,6 +149,31 @@ def test_a_silent_node_is_hedged(
         fleet.fault(urls["pol-cheap"])
         use(http, "balanced")
         http.delete("/mesh/v1/policies/pol-hedged").raise_for_status()
+
+
+def test_latency_goes_where_the_first_token_is_fast(
+    http: httpx.Client, mesh: Mesh, fleet: Fleet, urls: dict[str, str]
+) -> None:
+    use(http, "round_robin")
+    fleet.fault(urls["pol-cheap"], slow=150)
+    try:
+        nodes_of(http, 4, max_tokens=1, stream=True)
+        use(http, "latency")
+
+        def ttft_tells_them_apart() -> bool:
+            said = http.get("/mesh/v1/routing:explain", params={"model": MODEL}).json()
+            return all("ttft" in each["scores"] for each in said["candidates"])
+
+        mesh.wait("reports", ttft_tells_them_apart, 5)
+        # Never the same prompt, so that no cache draws.
+        picked = [
+            nodes_of(http, 1, max_tokens=1, messages=[{"role": "user", "content": f"{n} is it?"}])
+            for n in range(10)
+        ]
+    finally:
+        fleet.fault(urls["pol-cheap"])
+    share = collections.Counter(node for each in picked for node in each)
+    assert share["pol-dear"] >= 8, share
 
 
 def _running(url: str) -> float:

@@ -54,6 +54,12 @@ def test_all_that_is_known_is_reported():
     validate(load)
 
 
+def test_the_operator_knows_better_how_many_run_at_a_time():
+    state = EngineState(slots=12)
+    assert node_load(Load(), state).slots == 12
+    assert node_load(Load(slots=4), state).slots == 12
+
+
 @pytest.mark.parametrize(
     "odd",
     [

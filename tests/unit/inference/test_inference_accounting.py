@@ -112,7 +112,8 @@ def test_the_wait_for_the_engine_counts(spool):
 @pytest.mark.parametrize("metadata", [METADATA, METADATA[:1]])
 def test_the_node_learns_from_every_answer(spool, metadata):
     answers = Answers()
-    expecting = (*metadata, ("x-mesh-expected-cached", "0.50"))
+    first = tuple(pair for pair in metadata if pair[0] != "x-envoy-attempt-count")
+    expecting = (*first, ("x-mesh-expected-cached", "0.50"))
     account = open_account(spool, expecting, answers=answers, began_ns=time.monotonic_ns() - 10**9)
     account.note_content()
     account.succeed(Tokens(prompt=100, completion=7, cached=40))
@@ -120,6 +121,14 @@ def test_the_node_learns_from_every_answer(spool, metadata):
     assert answers.prompt_tokens == 100
     assert answers.time_to_first_token_s >= 1
     assert account.tokens.cached == 40
+
+
+def test_what_routing_expected_of_the_first_node_is_not_held_against_the_second(spool):
+    answers = Answers()
+    metadata = (("x-envoy-attempt-count", "2"), ("x-mesh-expected-cached", "0.50"))
+    account = open_account(spool, (*METADATA[:1], *metadata), answers=answers)
+    account.succeed(Tokens(prompt=100, completion=7, cached=0))
+    assert answers.expected_cached_tokens is None
 
 
 def test_what_was_cut_off_teaches_nothing(spool):

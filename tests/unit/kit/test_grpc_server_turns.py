@@ -137,6 +137,22 @@ async def test_who_is_stuck() -> None:
     assert transport.ended == "aborted"
 
 
+async def test_calls_end_with_the_connection_even_if_the_peer_does_not_read() -> None:
+    connection, transport = _connected()
+    _greet(connection)
+    ended = []
+
+    class OneCall:
+        def reset(self) -> None:
+            ended.append(self)
+
+    calls: Any = connection.calls
+    calls[1] = OneCall()
+    connection.data_received(wire.frame(wire.PING, 0, 1, bytes(8)))
+    assert transport.ended == "closed"  # not lost: the GOAWAY is not read yet
+    assert ended == [calls[1]]
+
+
 async def test_what_is_held_is_shared_fairly() -> None:
     connection, transport = _connected(held_bytes=100)
     other = Connection(_dispatch, lambda _: None, lambda _: None, connection.shared)

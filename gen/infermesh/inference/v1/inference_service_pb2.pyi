@@ -89,34 +89,6 @@ FINISH_REASON_CONTENT_FILTER: FinishReason.ValueType  # 4
 """A filter cut it."""
 Global___FinishReason: _TypeAlias = FinishReason  # noqa: Y015
 
-class _OptimizationLevel:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _OptimizationLevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OptimizationLevel.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    OPTIMIZATION_LEVEL_UNSPECIFIED: _OptimizationLevel.ValueType  # 0
-    """Not set: the model's own policy."""
-    OPTIMIZATION_LEVEL_LOW: _OptimizationLevel.ValueType  # 1
-    """Cheapest."""
-    OPTIMIZATION_LEVEL_MEDIUM: _OptimizationLevel.ValueType  # 2
-    """Balanced."""
-    OPTIMIZATION_LEVEL_HIGH: _OptimizationLevel.ValueType  # 3
-    """Fastest."""
-
-class OptimizationLevel(_OptimizationLevel, metaclass=_OptimizationLevelEnumTypeWrapper):
-    """How much a request may cost against how fast it is answered."""
-
-OPTIMIZATION_LEVEL_UNSPECIFIED: OptimizationLevel.ValueType  # 0
-"""Not set: the model's own policy."""
-OPTIMIZATION_LEVEL_LOW: OptimizationLevel.ValueType  # 1
-"""Cheapest."""
-OPTIMIZATION_LEVEL_MEDIUM: OptimizationLevel.ValueType  # 2
-"""Balanced."""
-OPTIMIZATION_LEVEL_HIGH: OptimizationLevel.ValueType  # 3
-"""Fastest."""
-Global___OptimizationLevel: _TypeAlias = OptimizationLevel  # noqa: Y015
-
 class _Priority:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -538,8 +510,10 @@ class ChatRequest(_message.Message):
     """Whether to look for a node that has the prompt's beginning in its cache. Default (unset): as
     the model's policy says.
     """
-    optimization_level: Global___OptimizationLevel.ValueType
-    """What matters more, cost or speed. Default: the model's policy."""
+    optimization_level: _builtins.str
+    """What matters more: `low` is the cheapest, `medium` balanced, `high` the fastest. A text and no
+    enum, so that Envoy can read it for routing. Default (empty): the model's policy.
+    """
     priority: Global___Priority.ValueType
     """How urgent it is. Default: normal."""
     session_id: _builtins.str
@@ -594,7 +568,7 @@ class ChatRequest(_message.Message):
         preferred_framework: _builtins.str = ...,
         fallback_models: _abc.Iterable[_builtins.str] | None = ...,
         enable_caching: _builtins.bool | None = ...,
-        optimization_level: Global___OptimizationLevel.ValueType = ...,
+        optimization_level: _builtins.str = ...,
         priority: Global___Priority.ValueType = ...,
         session_id: _builtins.str = ...,
     ) -> None: ...
