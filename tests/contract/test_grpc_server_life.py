@@ -43,7 +43,7 @@ async def test_a_deadline_ends_the_handler(server: Running, method: str) -> None
         assert trailers["grpc-status"] == "4"
         assert 0.04 < time.monotonic() - begun < 1
     server.event("cancelled" if method == "Waits" else "stream closed")
-    assert not server.shared().leaving
+    server.until(lambda: not server.shared().leaving)
 
 
 async def test_a_deadline_that_is_over(server: Running) -> None:

@@ -1,6 +1,7 @@
 """One connection on a transport that only notes what happens: turns, checks, memory."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -184,3 +185,13 @@ async def test_writers_wake_for_their_stream_or_for_all() -> None:
     connection.resume_writing()
     await asyncio.gather(*tasks)
     assert woken == [3, 3, 1, 5]
+
+
+async def test_who_waits_for_a_call_that_is_over_waits_no_more() -> None:
+    connection, _ = _connected()
+    waiting = asyncio.create_task(connection.changed(7))
+    await asyncio.sleep(0)
+    over: Any = SimpleNamespace(stream_id=7)
+    connection.forget(over)
+    await asyncio.wait_for(waiting, 1)
+    assert not connection._waiting
