@@ -10,6 +10,7 @@ from infermesh.auth.v1 import join_token_service_pb2_grpc
 from services.auth.servicer import audit_fields, caller_key_id
 from services.auth.store import Key
 from services.auth.tokens import DEFAULT_TTL, Tokens
+from services.kit.errors import MeshError
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,15 @@ class JoinTokenServicer(join_token_service_pb2_grpc.JoinTokenServiceServicer):
         self, request: pb.RedeemJoinTokenRequest, context: _Context
     ) -> pb.RedeemJoinTokenResponse:
         """Exchanges the caller's token for a node's key."""
-        key, secret = await self._tokens.redeem(caller_key_id(context), request.node_id)
+        token_id = caller_key_id(context)
+        try:
+            key, secret = await self._tokens.redeem(token_id, request.node_id)
+        except MeshError as error:
+            # The token let the call in, so that only here it is known to be no good.
+            fields = {"by_key_id": token_id, "node_id": request.node_id}
+            refused = {"audit": True, "reason": error.reason_name, **fields}
+            log.warning("a join was refused", extra=refused)
+            raise
         fields = audit_fields(key, context) | {"node_id": request.node_id}
         log.info("join token redeemed", extra={"audit": True, **fields})
         return pb.RedeemJoinTokenResponse(key_id=key.key_id, secret=secret)

@@ -31,24 +31,30 @@ _LOOKS = 3
 _MAX_STARTS = 3
 _MAX_LOG_BYTES = 10 * 1024 * 1024
 
-Command = Callable[[str, int, Sequence[str]], list[str]]
-"""Returns the program and its arguments for a model, a port, and further arguments."""
+Command = Callable[[str, str, int, Sequence[str]], list[str]]
+"""Returns the program and its arguments for a model, its name, a port, and further arguments.
+
+The name is empty where what the model is, a file or a repository, says what it is called.
+"""
 
 
-def _llamacpp(model: str, port: int, more: Sequence[str]) -> list[str]:
+def _llamacpp(model: str, name: str, port: int, more: Sequence[str]) -> list[str]:
     # The name is for callers, who could not write a blank or a slash too many.
-    alias = re.sub(r"[^A-Za-z0-9._+-]+", "-", Path(model).stem).strip("-._+") or "model"
+    stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", Path(model).stem).strip("-._+")
+    alias = name or stem or "model"
     base = [sys.executable, "-m", "services.inference.llamacpp_server", "--model", model]
     return [*base, "--port", str(port), "--alias", alias, *more]
 
 
-def _vllm(model: str, port: int, more: Sequence[str]) -> list[str]:
-    return ["vllm", "serve", model, "--host", "127.0.0.1", "--port", str(port), *more]
+def _vllm(model: str, name: str, port: int, more: Sequence[str]) -> list[str]:
+    named = ["--served-model-name", name] if name else []
+    return ["vllm", "serve", model, "--host", "127.0.0.1", "--port", str(port), *named, *more]
 
 
-def _sim(model: str, port: int, more: Sequence[str]) -> list[str]:
+def _sim(model: str, name: str, port: int, more: Sequence[str]) -> list[str]:
     base = [sys.executable, "-m", "services.inference.simulator", "--model", model]
-    return [*base, "--port", str(port), *more]
+    named = ["--model", name] if name else []
+    return [*base, "--port", str(port), *named, *more]
 
 
 COMMANDS: Mapping[str, Command] = {"llamacpp": _llamacpp, "sim": _sim, "vllm": _vllm}
@@ -79,6 +85,7 @@ class EngineChild:
     ) -> None:
         self._command = command
         self._model: str | None = model
+        self._name = ""
         self._port = port
         self._more = more
         self._log_file = log_file
@@ -102,7 +109,7 @@ class EngineChild:
                     await self._changed.wait()
                     continue
                 started = loop.time()
-                code = await self._run_once(self._model)
+                code = await self._run_once(self._model, self._name)
                 if self._is_changing:
                     self._is_changing = False
                     backoff_s = _FIRST_BACKOFF_S
@@ -119,20 +126,25 @@ class EngineChild:
             await self._stop()
 
     @property
-    def model(self) -> str | None:
-        """What it serves, or is to; None while it is stopped."""
-        return self._model
+    def serving(self) -> tuple[str | None, str]:
+        """The model that it serves, or is to, None while it is stopped; and the model's name."""
+        return self._model, self._name
 
-    async def change(self, model: str | None) -> None:
-        """Stops the engine and has it started with another model, or with none at all."""
-        self._model = model
+    async def change(self, model: str | None, name: str = "") -> None:
+        """Stops the engine and has it started with another model, or with none at all.
+
+        Args:
+            model: What it serves.
+            name: What callers name it; empty where the model says it.
+        """
+        self._model, self._name = model, name
         self._is_changing = self._process is not None
         self._changed.set()
         await self._stop()
         self._state.set_up(False)
 
-    async def _run_once(self, model: str) -> int:
-        argv = self._command(model, self._port, self._more)
+    async def _run_once(self, model: str, name: str) -> int:
+        argv = self._command(model, name, self._port, self._more)
         if shutil.which(argv[0]) is None:
             raise FileNotFoundError(f"there is no program {argv[0]}")
         self._state.engine_generation += 1
@@ -190,10 +202,10 @@ class ChildLoader:
         Where it does not come up, or whoever asked hangs up, it is started with what it had before.
         """
         on_progress(pb.ModelProgress(status="stopping the engine"))
-        generation, before = self._state.engine_generation, self._child.model
+        generation, before = self._state.engine_generation, self._child.serving
         is_loaded = False
         try:
-            await self._child.change(source or model)
+            await self._child.change(source or model, model if source else "")
             on_progress(pb.ModelProgress(status="starting the engine"))
             async with asyncio.timeout(_LOAD_LIMIT_S):
                 await self._until_up(generation)
@@ -202,7 +214,7 @@ class ChildLoader:
             raise errors.failed("The engine did not come up with the model.") from None
         finally:
             if not is_loaded:
-                await self._child.change(before)
+                await self._child.change(*before)
 
     async def unload(self, model: str, on_progress: OnModel) -> None:
         """Stops the engine; the node stays in the mesh, with its engine down."""

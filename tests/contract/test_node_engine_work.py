@@ -290,13 +290,16 @@ async def test_an_engine_of_the_nodes_own_changes_its_model(tmp_path: Path, free
 
         watching = asyncio.create_task(watch())
         said = await told(lambda on: loader.load("sim-b", "", on))
-        watching.cancel()
         assert [p.status for p in said] == ["stopping the engine", "starting the engine"]
         assert await served(port) == ["sim-b"]
+        # Callers name it as the operator does, whatever its file is called.
+        await loader.load("sim-c", "/models/some-file", lambda progress: None)
+        assert await served(port) == ["sim-c"]
+        watching.cancel()
         with pytest.raises(MeshError):
             await loader.unload("sim-a", lambda progress: None)
-        state.models["sim-b"] = None
-        await loader.unload("sim-b", lambda progress: None)
+        state.models["sim-c"] = None
+        await loader.unload("sim-c", lambda progress: None)
         assert processes(port) == []
         assert not state.is_up
 
