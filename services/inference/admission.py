@@ -149,7 +149,8 @@ class Admission:
                 loop = asyncio.get_running_loop()
                 self._timer = loop.call_later(left_s, self.expire)
                 return
-            self._refuse(oldest, self._overloaded("moves too slowly"))
+            # It has waited as long as a caller is kept; at another node it would do so again.
+            self._refuse(oldest, self._overloaded("moves too slowly", is_final=True))
 
     def retry_after_s(self) -> int:
         """Returns the seconds in which the queue as it is now empties, 1 to 60.
@@ -185,5 +186,6 @@ class Admission:
         if not waiting.ticket.done():
             waiting.ticket.set_exception(error)
 
-    def _overloaded(self, why: str) -> MeshError:
-        return errors.overloaded(f"The node's queue {why}.", self.retry_after_s())
+    def _overloaded(self, why: str, *, is_final: bool = False) -> MeshError:
+        seconds = self.retry_after_s()
+        return errors.overloaded(f"The node's queue {why}.", seconds, is_final=is_final)

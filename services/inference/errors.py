@@ -69,12 +69,19 @@ def unavailable(message: str) -> MeshError:
     return MeshError(errors_pb2.ERROR_REASON_ENGINE_UNAVAILABLE, message)
 
 
-def overloaded(message: str, retry_after_s: int) -> MeshError:
-    """Returns the error for a node that has no room, with the seconds until it may have some."""
+def overloaded(message: str, retry_after_s: int, *, is_final: bool = False) -> MeshError:
+    """Returns the error for a node that has no room.
+
+    Args:
+        message: Why it has none.
+        retry_after_s: The seconds until it may have some.
+        is_final: Whether the caller has waited enough for no other node to be tried.
+    """
     return MeshError(
         errors_pb2.ERROR_REASON_OVERLOADED,
         f"{message} Try again in {retry_after_s} s.",
         retry_after_s=retry_after_s,
+        is_final=is_final,
     )
 
 

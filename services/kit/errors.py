@@ -87,6 +87,7 @@ class MeshError(Exception):
         metadata: Facts for programs, put into `ErrorInfo.metadata`; what comes after 768 bytes
             is left out.
         retry_after_s: After how many seconds it is worth another try, where that is known.
+        is_final: Whether Envoy shall not try another node, whatever the code.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class MeshError(Exception):
         param: str | None = None,
         metadata: Mapping[str, str] | None = None,
         retry_after_s: int | None = None,
+        is_final: bool = False,
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -104,6 +106,7 @@ class MeshError(Exception):
         self.param = None if param is None else _cut(param[:_MAX_PARAM_CHARS], _MAX_PARAM_BYTES)
         self.metadata = _bounded(metadata or {})
         self.retry_after_s = retry_after_s
+        self.is_final = is_final
         self._form = FORMS[reason]
 
     @property
@@ -169,6 +172,8 @@ class MeshError(Exception):
         )
         if self.retry_after_s is not None:
             trailers += ((headers.RETRY_AFTER, str(self.retry_after_s)),)
+        if self.is_final:
+            trailers += ((headers.FINAL, "true"),)
         return trailers
 
 

@@ -9,6 +9,9 @@ REQUEST_ID = "x-request-id"
 ATTEMPT = "x-envoy-attempt-count"
 """Which try of Envoy's this is, from 1."""
 
+FINAL = "x-envoy-ratelimited"
+"""On refusals: Envoy tries no other node. Callers do not see it."""
+
 KEY_ID = "x-mesh-key-id"
 """The caller's key, set by auth. A call without it comes from inside the mesh."""
 

@@ -46,10 +46,11 @@ def facts_of(request: pb.ProcessingRequest) -> Facts:
             facts.subset = _addresses(_value(header))
     if request.HasField("metadata_context"):
         known = request.metadata_context.filter_metadata
-        if REQUEST_NAMESPACE in known:
-            facts.take_fields(known[REQUEST_NAMESPACE])
-        elif TYPED_NAMESPACE in known:
+        if TYPED_NAMESPACE in known:
+            # Of these calls the other namespace says only that their body is no JSON.
             facts.take_fields(_typed(known[TYPED_NAMESPACE]))
+        elif REQUEST_NAMESPACE in known:
+            facts.take_fields(known[REQUEST_NAMESPACE])
         if PROMPT_NAMESPACE in known:
             prompt = known[PROMPT_NAMESPACE].fields
             if "fallback_models" in prompt:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from services.routing.node import NodeView
 
-SLOTS_UNTOLD = 8.0
+SLOTS_UNTOLD = 16.0
 """What a node is taken to run at the same time where no node says it.
 
 vLLM does not, and runs many: with one slot each, a few calls between two reports would look like an

@@ -19,12 +19,14 @@ class RecordingEngine:
         url: Where it listens.
         bodies: The chats that it got, in order.
         status: The HTTP status that it answers chats with; an error's body for all but 200.
+        code: The `code` in that body.
     """
 
     def __init__(self, model: str) -> None:
         self.model = model
         self.bodies: list[dict[str, Any]] = []
         self.status = 200
+        self.code: str | None = None
         self.server = ThreadingHTTPServer(("127.0.0.1", free_port()), self._handler())
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
@@ -59,15 +61,15 @@ class RecordingEngine:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 models = [{"id": engine.model, "object": "model", "created": 1, "owned_by": "me"}]
                 self._send(200, "application/json", {"object": "list", "data": models})
 
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 engine.bodies.append(body)
                 if engine.status != 200:
-                    error = {"message": "no", "type": "no", "param": None, "code": None}
+                    error = {"message": "no", "type": "no", "param": None, "code": engine.code}
                     self._send(engine.status, "application/json", {"error": error})
                 elif body.get("stream"):
                     wants_usage = (body.get("stream_options") or {}).get("include_usage", False)

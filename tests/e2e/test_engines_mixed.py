@@ -190,13 +190,16 @@ def test_explain_reads_the_body(http: httpx.Client) -> None:
     assert by_node["mix-vllm"]["refusal"]
 
 
-def test_an_engine_that_fails_is_passed_over(http: httpx.Client, engine: RecordingEngine) -> None:
+@pytest.mark.parametrize(("status", "code"), [(500, None), (404, "model_not_found")])
+def test_an_engine_that_fails_or_lies_is_passed_over(
+    http: httpx.Client, engine: RecordingEngine, status: int, code: str | None
+) -> None:
     engine.bodies.clear()
-    engine.status = 500
+    engine.status, engine.code = status, code
     try:
         answers = [chat(http) for _ in range(30)]
     finally:
-        engine.status = 200
+        engine.status, engine.code = 200, None
     print(f"the failing engine was asked {len(engine.bodies)} times in 30 calls")
     assert {answer.status_code for answer in answers} == {200}
     assert "mix-api" not in {answer.headers["x-mesh-node"] for answer in answers}

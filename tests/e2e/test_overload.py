@@ -18,10 +18,10 @@ SLOTS = 2
 # The engine gets one more, so that it never waits for the mesh.
 PLACES = SLOTS + 1
 QUEUED = 4
-# 40 tokens at 50 a second.
-ANSWER_S = 0.8
+# 30 tokens at 50 a second.
+ANSWER_S = 0.6
 # Calls that were sent are in the node's queue; none has been answered yet.
-SETTLED_S = 0.3
+SETTLED_S = 0.2
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -62,7 +62,7 @@ class Callers:
 
     def _one(self, name: str, key: str | None, fields: dict[str, object]) -> Answer:
         messages = [{"role": "user", "content": name}]
-        body = {"model": MODEL, "messages": messages, "max_tokens": 40} | fields
+        body = {"model": MODEL, "messages": messages, "max_tokens": 30} | fields
         headers = {"authorization": f"Bearer {key}"} if key else None
         began = time.monotonic()
         reply = self._http.post("/v1/chat/completions", json=body, headers=headers)

@@ -19,6 +19,8 @@ def test_typed_calls_say_what_rest_calls_say(prefix: str) -> None:
     request.metadata_context.filter_metadata[TYPED_NAMESPACE].update(
         {prefix + name: values for name, values in said.items()}
     )
+    # Envoy says so of every body that is not JSON.
+    request.metadata_context.filter_metadata["infermesh.request"].update({"body": "invalid"})
     facts = facts_of(request)
     assert (facts.session_id, facts.framework, facts.level) == ("s-1", "vllm", "high")
     assert list(facts.fallbacks) == ["a", "b"]

@@ -106,3 +106,14 @@ def test_the_user_stands_for_a_session_that_is_not_named() -> None:
     homes = {mesh.order(Facts(model="m", user="u7"))[0] for _ in range(5)}
     assert len(homes) == 1
     assert scores(mesh, "session", Facts(model="m")) == {}
+
+
+def test_a_session_stays_on_nodes_that_do_not_tell_their_slots() -> None:
+    mesh = Mesh()
+    for node_id in "ab":
+        mesh.report(node_id, 0, slots=None)
+    mesh.use(Policy("p", {"session": 4, "queue": 1}))
+    # Five calls between two reports, as many as none of them shows.
+    facts = Facts(model="m", session_id="s")
+    homes = {mesh.route(facts).decision.nodes[0].node_id for _ in range(5)}
+    assert len(homes) == 1

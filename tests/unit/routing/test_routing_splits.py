@@ -124,3 +124,13 @@ def test_what_makes_no_sense_is_refused_with_the_field(split: pb.Split, field: s
     with pytest.raises(MeshError) as caught:
         check_split(split)
     assert caught.value.param == field
+
+
+def test_a_model_without_a_node_is_renamed_to_its_fallback() -> None:
+    mesh = split_mesh(message(v1=1))
+    outcome = mesh.route(Facts(model="nobody-has-it", fallbacks=["v2", "v1"]))
+    assert outcome.decision.models == ["v2", "v1"]
+    assert outcome.is_renamed
+    only = mesh.route(Facts(model="nobody-has-it", fallbacks=["v2"]))
+    assert (only.decision.models, only.is_renamed) == (["v2"], True)
+    assert not mesh.route(Facts(model="v1", fallbacks=["v2"])).is_renamed
