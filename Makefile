@@ -53,9 +53,10 @@ check: .venv/.installed-dev node_modules/.installed ## Lints code and contracts,
 	$(BUF) breaking protos --against protos/baseline.binpb
 	@tests/check_gen.sh
 
+SHORT_CHAOS := tests/chaos/test_nodes.py::test_killed tests/chaos/test_nodes.py::test_frozen
 .PHONY: test
 test: .venv/.installed-dev node_modules/.installed ## Runs all tests, the whole stack included.
-	$(BIN)/pytest tests/unit tests/contract tests/e2e
+	$(BIN)/pytest tests/unit tests/contract tests/e2e $(SHORT_CHAOS)
 
 .PHONY: bench
 bench: .venv/.installed-dev ## Measures what the mesh adds to an engine (needs wrk); a few minutes.

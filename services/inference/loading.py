@@ -61,7 +61,7 @@ class NoLoader:
         return MeshError(
             errors_pb2.ERROR_REASON_UNSUPPORTED,
             f"An engine of the dialect `{self._dialect}` loads no models while it runs, unless "
-            "its node started it: see `infermesh node --serve`.",
+            "its node started it: see `infermesh node --model-file` and `--serve`.",
             param="model",
         )
 

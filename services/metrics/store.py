@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.kit.database import transaction
 from services.metrics.tables import ledger, usage_daily
-from services.metrics.usage import SumKey, Sums, Usage, changes, latest_attempts
+from services.metrics.usage import SumKey, Sums, Usage, changes, latest_attempts, takes_place
 
 _EVENT_COLUMNS = tuple(ledger.c)
 _SUM_KEY_COLUMNS = tuple(usage_daily.primary_key.columns)
@@ -63,7 +63,7 @@ class Ledger:
         self._engine = engine
 
     async def record(self, events: Sequence[Usage]) -> list[Usage]:
-        """Writes events that the ledger has not, and higher attempts of those that it has.
+        """Writes events that the ledger has not, and attempts that take the place of what it has.
 
         Safe with several writers at once: rows are locked in the order of their keys.
 
@@ -79,7 +79,7 @@ class Ledger:
             if known := [request_id for request_id in latest if request_id not in new]:
                 rows = await connection.execute(_LOCK, {"ids": known})
                 removed = [
-                    old for old in map(_usage, rows) if latest[old.request_id].attempt > old.attempt
+                    old for old in map(_usage, rows) if takes_place(latest[old.request_id], old)
                 ]
                 replacing = [latest[old.request_id] for old in removed]
                 if replacing:

@@ -26,7 +26,7 @@ ledger = sa.Table(
     sa.Index("ledger_by_time", "start_time", "request_id"),
     sa.Index("ledger_by_key", "key_id", "start_time", "request_id"),
 )
-"""One row for each request: of several attempts, the highest."""
+"""One row for each request: of several attempts, the one that answered, else the highest."""
 
 usage_daily = sa.Table(
     "usage_daily",

@@ -47,18 +47,27 @@ class Sums(NamedTuple):
     cached_tokens: int
 
 
+def takes_place(new: Usage, old: Usage) -> bool:
+    """Says whether an attempt takes the place of another of the same request.
+
+    An answer stays, whichever attempt it is: of two attempts that ran at the same time (hedging)
+    Envoy cancels the slower one. Otherwise the higher attempt stays.
+    """
+    return (new.outcome == OUTCOME_OK, new.attempt) > (old.outcome == OUTCOME_OK, old.attempt)
+
+
 _ZERO = Sums(0, 0, 0, 0, 0, 0)
 
 
 def latest_attempts(events: Iterable[Usage]) -> dict[str, Usage]:
-    """Returns the highest attempt of each request, in the order of the request ids.
+    """Returns the attempt of each request that stays, in the order of the request ids.
 
     The order is the one in which all writers lock rows, so that none waits for another in a circle.
     """
     latest: dict[str, Usage] = {}
     for event in events:
         known = latest.get(event.request_id)
-        if known is None or event.attempt > known.attempt:
+        if known is None or takes_place(event, known):
             latest[event.request_id] = event
     return dict(sorted(latest.items()))
 

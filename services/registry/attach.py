@@ -71,15 +71,16 @@ class NodeStreams:
         join = first.join
         metadata = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
         source = metadata.get(headers.SOURCE, "")
-        name = f"{source} {metadata.get(headers.KEY_ID, '')} {join.node_id}"
+        key_id = metadata.get(headers.KEY_ID, "")
+        name = f"{source} {key_id} {join.node_id}"
         self._suspects.check(name, join.node_id)
         try:
-            self._mesh.check_join(join)
+            self._mesh.check_join(join, key_id)
             check_faces_mesh(join.address, source)
             nonce = secrets.token_bytes(_NONCE_BYTES)
             yield pb.AttachNodeResponse(challenge=pb.JoinChallenge(nonce=nonce))
             await self._identities.check(join.node_id, join.address, nonce)
-            attachment = await self._mesh.join(join)
+            attachment = await self._mesh.join(join, key_id)
         except MeshError as error:
             self._note(name, join, source, error, isinstance(error, UntrueError))
             raise

@@ -21,10 +21,15 @@ class Attachment:
 
     Of wishes to drain only the latest counts. Commands are told in order; how many there can be
     is bounded by who sends them (`Commands`).
+
+    Args:
+        node_id: The node.
+        key_id: The key that it joined with; empty when it came past Envoy.
     """
 
-    def __init__(self, node_id: str) -> None:
+    def __init__(self, node_id: str, key_id: str = "") -> None:
         self.node_id = node_id
+        self.key_id = key_id
         self.end: End | MeshError | None = None
         self._drain: bool | None = None
         self._messages: deque[pb.AttachNodeResponse] = deque()

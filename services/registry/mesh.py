@@ -83,18 +83,23 @@ class Mesh:
         """
         return self._get(node_id).resource
 
-    async def join(self, join: node_service_pb2.JoinNode) -> Attachment:
-        """Takes a node into the mesh, over any earlier stream of the same id.
+    async def join(self, join: node_service_pb2.JoinNode, key_id: str = "") -> Attachment:
+        """Takes a node into the mesh, over any earlier stream of the same id and key.
 
         A node or model that is new is written before the node is told that it joined. A known
         node joins without the store.
 
+        Args:
+            join: What the node says of itself.
+            key_id: The key that it joins with; empty when it came past Envoy.
+
         Raises:
             MeshError: `INVALID_ARGUMENT` when the address is not an IP address and port or
                 belongs to another live node; `FAILED_PRECONDITION` when the mesh is full of
-                nodes that are not offline; `STORE_UNAVAILABLE`.
+                nodes that are not offline, or a live node of this id has another key;
+                `STORE_UNAVAILABLE`.
         """
-        self.check_join(join)
+        self.check_join(join, key_id)
         new_models = self.catalogue.new_rows(join.models)
         before = self._nodes.get(join.node_id)
         if before is None or new_models:
@@ -102,13 +107,13 @@ class Mesh:
             await self._journal.save([draft.row()], new_models)
             # Others may have joined meanwhile, and then this row is to go again.
             self._journal.note_node(join.node_id)
-            self.check_join(join)
+            self.check_join(join, key_id)
             before = self._nodes.get(join.node_id)
         if before is None and len(self._nodes) >= MAX_NODES:
             self._make_room()
 
         node = joined(join, before, self._now())
-        node.attachment = Attachment(join.node_id)
+        node.attachment = Attachment(join.node_id, key_id)
         node.lease_end = self._clock() + self._lease_s
         if before and before.attachment:
             before.attachment.close(End.REPLACED)
@@ -325,9 +330,14 @@ class Mesh:
         if holder.online:
             self._take_offline(holder, "another node took its address")
 
-    def check_join(self, join: node_service_pb2.JoinNode) -> None:
+    def check_join(self, join: node_service_pb2.JoinNode, key_id: str = "") -> None:
         """Checks a join, and gives its address the canonical form. Raises like `join`."""
         join.address = canonical_address(join.address)
+        before = self._nodes.get(join.node_id)
+        if before and before.online and before.attachment and before.attachment.key_id != key_id:
+            # Whoever has a key of a node could otherwise push any other node out by its name. A
+            # machine that was set up anew waits until the lease of its old stream has run out.
+            raise refusals.other_key(join.node_id)
         for holder in self._holders(join):
             # Without a stream the holder is but a lease that a machine left behind.
             if holder.online and holder.attachment:

@@ -45,6 +45,15 @@ def somebody_else(node_id: str, address: str) -> MeshError:
     )
 
 
+def other_key(node_id: str) -> MeshError:
+    """Returns the error for a join under the name of a live node that has another key."""
+    return _not_now(
+        f"Another node is in the mesh as `{node_id}`, with a key of its own. Give "
+        "this one another name.",
+        node_id=node_id,
+    )
+
+
 def foreign_loopback(address: str, source: str) -> MeshError:
     """Returns the error for a join from elsewhere with an address of the mesh's own machine."""
     return UntrueError(

@@ -1,5 +1,6 @@
 """What operators have set, in memory: policies, models' routes, splits."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 
@@ -11,7 +12,7 @@ from services.routing import store
 from services.routing.contracts import message_of, policy_of
 from services.routing.policy import BUILT_IN, BY_LEVEL, DEFAULT, Plan, Policy
 from services.routing.splits import Split
-from services.routing.store import Document
+from services.routing.store import Document, DocumentStore
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Book:
 
     def __init__(self, on_change: Callable[[], None] = lambda: None) -> None:
         self._on_change = on_change
+        self._reloading = asyncio.Lock()
         self._built_in = {name: Plan(policy) for name, policy in BUILT_IN.items()}
         self._plans: dict[str, Plan] = dict(self._built_in)
         self._splits: dict[str, Split] = {}
@@ -63,6 +65,18 @@ class Book:
     def split(self, name: str) -> Split | None:
         """Returns what stands behind an alias; None where the name is none."""
         return self._splits.get(name)
+
+    async def reload(self, documents: DocumentStore) -> None:
+        """Takes over what the store holds now.
+
+        One at a time: of two readings at once the older could be taken over last, and would hold
+        until the next change.
+
+        Raises:
+            MeshError: `STORE_UNAVAILABLE`, and nothing changes.
+        """
+        async with self._reloading:
+            self.load(await documents.all())
 
     def load(self, documents: Sequence[Document]) -> None:
         """Takes over all documents. One that cannot be read leaves the rest as they are."""

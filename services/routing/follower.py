@@ -90,7 +90,7 @@ class Follower:
                 self._wake.clear()
                 if self._is_stale:
                     self._is_stale = False
-                    self._book.load(await self._store.all())
+                    await self._book.reload(self._store)
                     if not self._in_touch:
                         log.info("PostgreSQL is back")
                     self._in_touch = True

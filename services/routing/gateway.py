@@ -8,12 +8,13 @@ from google.protobuf import struct_pb2
 
 from services.kit import headers
 from services.routing.facts import Facts
+from services.routing.filters import capability
 
 REQUEST_NAMESPACE = "infermesh.request"
 """Where our Envoy puts fields of the body."""
 
 PROMPT_NAMESPACE = "infermesh.prompt"
-"""Where our Envoy puts the cut of the prompt, its size, and the list of fallback models."""
+"""Where our Envoy puts the prompt's cut and size, the fallback models, and if there are tools."""
 
 SERVED = "x-gateway-destination-endpoint-served"
 """Where a gateway says which endpoint answered (endpoint picker protocol)."""
@@ -55,6 +56,8 @@ def facts_of(request: pb.ProcessingRequest) -> Facts:
             prompt = known[PROMPT_NAMESPACE].fields
             if "fallback_models" in prompt:
                 facts.take_encoded_fallbacks(prompt["fallback_models"].string_value)
+            if "tools" in prompt and prompt["tools"].bool_value:
+                facts.needs |= capability.TOOLS
             facts.take_encoded_prompt(prompt["text"].string_value, prompt["size"].number_value)
         if _SUBSET_NAMESPACE in known:
             hint = known[_SUBSET_NAMESPACE]

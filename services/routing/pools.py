@@ -54,7 +54,9 @@ class Pools:
     def __init__(self, view: MeshView) -> None:
         self._view = view
         self._kept: dict[_Key, Sequence[Tier]] = {}
-        view.on_change(self._kept.clear)
+        self._engines: frozenset[str] = frozenset()
+        view.on_change(self._renew)
+        self._renew()
 
     def tiers(
         self, model: str, plan: Plan, framework: str, needs: int, *, is_fallback: bool = False
@@ -65,6 +67,11 @@ class Pools:
         it. Otherwise the call goes to the others: a node knows best what it cannot do, and says so
         with the field at fault. To a fallback model that cannot do it nothing goes at all.
         """
+        if not self._view.hosting(model):
+            return ()
+        if framework not in self._engines:
+            # Callers write both names as they like: what no node has must not fill what is kept.
+            framework = ""
         key = (model, id(plan), framework, needs, is_fallback)
         found = self._kept.get(key)
         if found is None:
@@ -72,6 +79,10 @@ class Pools:
                 self._kept.clear()
             found = self._kept[key] = self._find(*key, plan)
         return found
+
+    def _renew(self) -> None:
+        self._kept.clear()
+        self._engines = frozenset(node.engine for node in self._view.all_nodes())
 
     def forget(self) -> None:
         """Looks at all nodes anew, since policies changed."""

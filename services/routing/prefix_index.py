@@ -102,7 +102,7 @@ class PrefixIndex:
         return found
 
     def insert(self, number: int, blocks: Sequence[int], ends: Sequence[int], size: int) -> None:
-        """Notes that a node is sent a prompt.
+        """Notes that a node is sent a prompt; passes over one that is larger than its cache.
 
         Args:
             number: The node.
@@ -111,6 +111,9 @@ class PrefixIndex:
             size: The prompt's length in bytes. What follows the last block counts with that block.
         """
         node = self._nodes[number]
+        if size > node.capacity:
+            # Its engine cannot hold it and refuses it: noted, it would push out all the others.
+            return
         owned, owners, bit = node.blocks, self._owners, node.bit
         end = size
         # The start is used last, so that a prompt is forgotten from its end, as engines do it.

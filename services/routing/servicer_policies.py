@@ -147,7 +147,7 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
 
     async def _reload(self) -> None:
         # Other replicas hear of it from the store; this one need not wait for that.
-        self._book.load(await self._documents.all())
+        await self._book.reload(self._documents)
 
 
 def merge(

@@ -116,7 +116,7 @@ class SplitServicer(split_service_pb2_grpc.SplitServiceServicer):
 
     async def _reload(self) -> None:
         # Other replicas hear of it from the store; this one need not wait for that.
-        self._book.load(await self._documents.all())
+        await self._book.reload(self._documents)
 
 
 def _document(split: pb.Split) -> Document:

@@ -18,7 +18,10 @@ from e2e.mesh import REPOSITORY, Mesh
 _LIMIT_S = 20.0
 _NODE_STOP_S = 10.0
 # The kernel hands out ports from 32768 on, the mesh has those up to 18080.
-_PORTS = itertools.cycle(range(18200, 19000))
+_FIRST, _LAST = 18200, 19000
+# Two runs at a time begin at different ones.
+_START = os.getpid() % (_LAST - _FIRST)
+_PORTS = itertools.cycle([*range(_FIRST + _START, _LAST), *range(_FIRST, _FIRST + _START)])
 
 
 def free_port() -> int:

@@ -4,7 +4,15 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.metrics.usage import Sums, Usage, changes, latest_attempts, sum_key, sums_of
+from services.metrics.usage import (
+    Sums,
+    Usage,
+    changes,
+    latest_attempts,
+    sum_key,
+    sums_of,
+    takes_place,
+)
 
 
 def usage(request_id: str = "r", attempt: int = 1, **changed: object) -> Usage:
@@ -37,6 +45,15 @@ def test_the_highest_attempt_stays_and_the_first_of_equals() -> None:
     latest = latest_attempts(events)
     assert list(latest) == ["a", "b"]
     assert latest["b"].node_id == "first"
+
+
+def test_an_answer_stays_though_a_hedged_attempt_was_cancelled_after_it() -> None:
+    answered = usage(attempt=1)
+    cancelled = usage(attempt=2, outcome=2, prompt_tokens=None, completion_tokens=None)
+    assert latest_attempts([answered, cancelled])["r"] is answered
+    assert latest_attempts([cancelled, answered])["r"] is answered
+    assert takes_place(answered, cancelled)
+    assert not takes_place(cancelled, answered)
 
 
 def test_unknown_tokens_are_counted_and_not_summed() -> None:

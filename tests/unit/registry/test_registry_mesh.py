@@ -536,3 +536,21 @@ def test_addresses_have_one_form(address, canonical):
 def test_an_address_that_envoy_would_refuse_is_refused(address):
     with pytest.raises(MeshError):
         canonical_address(address)
+
+
+async def test_a_node_is_pushed_out_by_nobody_who_has_another_key() -> None:
+    world = World()
+    join = pb.JoinNode(node_id="a", address="127.0.0.1:1", engine="sim")
+    first = await world.mesh.join(join, "key-1")
+    other = pb.JoinNode(node_id="a", address="127.0.0.1:2", engine="sim")
+    with pytest.raises(MeshError) as caught:
+        await world.mesh.join(other, "key-2")
+    assert reason(caught) == "FAILED_PRECONDITION"
+    assert first.end is None
+    assert world.mesh.node("a").address == "127.0.0.1:1"
+    # The same key comes back at once; a new one once the old stream is gone.
+    again = await world.mesh.join(join, "key-1")
+    assert first.end is End.REPLACED
+    world.mesh.detach(again)
+    await world.mesh.join(other, "key-2")
+    assert world.mesh.node("a").address == "127.0.0.1:2"

@@ -109,3 +109,15 @@ def test_the_policy_is_the_models_or_that_of_the_level() -> None:
         ("big", "nonsense", "session"),
     ):
         assert mesh.route(Facts(model=model, level=level)).plan.policy.name == policy
+
+
+def test_names_that_callers_make_up_are_not_kept() -> None:
+    mesh = Mesh()
+    mesh.report("a", engine="vllm")
+    mesh.pick(1, Facts(model="m"))
+    kept = len(mesh.pools._kept)
+    for i in range(20):
+        mesh.pick(1, Facts(model="m", framework=f"made-up-{i}", fallbacks=[f"no-{i}"]))
+    assert len(mesh.pools._kept) == kept
+    mesh.pick(1, Facts(model="m", framework="vllm"))
+    assert len(mesh.pools._kept) == kept + 1

@@ -3,7 +3,8 @@
 import pytest
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
-from services.routing.gateway import TYPED_NAMESPACE, facts_of
+from services.routing.filters import capability
+from services.routing.gateway import PROMPT_NAMESPACE, TYPED_NAMESPACE, facts_of
 
 
 @pytest.mark.parametrize("prefix", ["", "chat."])
@@ -33,3 +34,12 @@ def test_typed_fields_that_are_not_set_are_not_there() -> None:
     )
     facts = facts_of(request)
     assert (facts.session_id, facts.framework, list(facts.fallbacks)) == ("", "", [])
+
+
+@pytest.mark.parametrize(
+    ("said", "needs"), [({"tools": True}, capability.TOOLS), ({"fallback_models": "W10="}, 0)]
+)
+def test_tools_are_needed_where_the_body_lists_some(said: dict[str, object], needs: int) -> None:
+    request = pb.ProcessingRequest()
+    request.metadata_context.filter_metadata[PROMPT_NAMESPACE].update(said)
+    assert facts_of(request).needs == needs

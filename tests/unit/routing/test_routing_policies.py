@@ -1,12 +1,17 @@
 """Policies: what is refused, what is built in, what a change does."""
 
+import asyncio
+from collections.abc import Sequence
+
 import pytest
 
 from infermesh.routing.v1 import policy_service_pb2 as pb
 from services.kit.errors import MeshError
 from services.routing import store
+from services.routing.book import Book
 from services.routing.contracts import message_of, policy_of
 from services.routing.facts import Facts
+from services.routing.memory_store import MemoryDocumentStore
 from services.routing.policy import BUILT_IN, BY_LEVEL, DEFAULT, Hedging
 from services.routing.store import Document
 from unit.routing.routing_mesh import Mesh
@@ -114,3 +119,31 @@ def test_what_routing_cannot_read_counts_as_not_there() -> None:
     facts.take_encoded_prompt("§", 10.0)
     facts.take_encoded_prompt("QUJD", float("nan"))
     assert facts == Facts(model="m")
+
+
+async def test_what_is_read_first_is_not_taken_over_last() -> None:
+    class SlowOnce(MemoryDocumentStore):
+        """Its first reading takes until it is let go, as one over a slow connection."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.go = asyncio.Event()
+            self.is_first = True
+
+        async def all(self) -> Sequence[Document]:
+            found = await super().all()
+            if self.is_first:
+                self.is_first = False
+                await self.go.wait()
+            return found
+
+    book, documents = Book(), SlowOnce()
+    early = asyncio.create_task(book.reload(documents))
+    await asyncio.sleep(0)
+    policy = pb.Policy(name="new", scorers={"queue": 1})
+    await documents.put(Document(store.POLICY, "new", policy.SerializeToString()))
+    late = asyncio.create_task(book.reload(documents))
+    await asyncio.sleep(0)
+    documents.go.set()
+    await asyncio.gather(early, late)
+    assert "new" in book.policies

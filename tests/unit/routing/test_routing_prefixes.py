@@ -61,6 +61,16 @@ def test_what_follows_the_last_block_takes_room_too() -> None:
     assert index.match(chain("x")) == [(1, 1)]
 
 
+def test_a_prompt_that_no_cache_can_hold_pushes_nothing_out() -> None:
+    index = PrefixIndex()
+    node = index.add_node()
+    index.set_capacity(node, 1000)
+    insert(index, node, chain("x"))
+    index.insert(node, chain("y"), ENDS[:4], 1001)
+    assert index.match(chain("x")) == [(1 << node, 4)]
+    assert index.match(chain("y")) == []
+
+
 def test_memory_stays_bounded_however_many_prefixes_are_offered() -> None:
     index = PrefixIndex(max_entries=2_000)
     nodes = [index.add_node() for _ in range(4)]

@@ -59,7 +59,7 @@ class UsageServiceServicer:
     def RecordUsage(self, request, context):
         """Writes usage events to the ledger. It answers after they are committed; an event that the
         ledger has already is passed over, so a sender repeats until it is answered. Of two events of
-        one request the one with the higher `attempt` stays.
+        one request the one with `OUTCOME_OK` stays, else the one with the higher `attempt`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,7 @@ class UsageServiceStub:
     RecordUsage: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.RecordUsageRequest, _usage_service_pb2.RecordUsageResponse]
     """Writes usage events to the ledger. It answers after they are committed; an event that the
     ledger has already is passed over, so a sender repeats until it is answered. Of two events of
-    one request the one with the higher `attempt` stays.
+    one request the one with `OUTCOME_OK` stays, else the one with the higher `attempt`.
     """
     ListUsageEvents: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.ListUsageEventsRequest, _usage_service_pb2.ListUsageEventsResponse]
     """Lists the ledger, newest first."""
@@ -51,7 +51,7 @@ class UsageServiceAsyncStub(UsageServiceStub):
     RecordUsage: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.RecordUsageRequest, _usage_service_pb2.RecordUsageResponse]  # type: ignore[assignment]
     """Writes usage events to the ledger. It answers after they are committed; an event that the
     ledger has already is passed over, so a sender repeats until it is answered. Of two events of
-    one request the one with the higher `attempt` stays.
+    one request the one with `OUTCOME_OK` stays, else the one with the higher `attempt`.
     """
     ListUsageEvents: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.ListUsageEventsRequest, _usage_service_pb2.ListUsageEventsResponse]  # type: ignore[assignment]
     """Lists the ledger, newest first."""
@@ -69,7 +69,7 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_usage_service_pb2.RecordUsageResponse, _abc.Awaitable[_usage_service_pb2.RecordUsageResponse]]:
         """Writes usage events to the ledger. It answers after they are committed; an event that the
         ledger has already is passed over, so a sender repeats until it is answered. Of two events of
-        one request the one with the higher `attempt` stays.
+        one request the one with `OUTCOME_OK` stays, else the one with the higher `attempt`.
         """
 
     @_abc_1.abstractmethod

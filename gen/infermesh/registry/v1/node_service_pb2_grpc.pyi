@@ -43,8 +43,8 @@ class NodeServiceStub:
     same `node_id` takes the place of the first, which ends with ABORTED. Fails with
     INVALID_ARGUMENT on a bad join or report, which takes the node offline, and on an address that
     another live node has or that does not face the mesh; with FAILED_PRECONDITION when another
-    than this node answers at its address, when that was so too often of late, when the mesh is
-    full of live nodes or the node is deleted; with UNAVAILABLE when nobody answers at its address
+    than this node answers at its address, when that was so too often of late, when a live node of
+    this name joined with another key, when the mesh is full of live nodes or the node is deleted; with UNAVAILABLE when nobody answers at its address
     (`SERVICE_UNAVAILABLE`) and when the node or a model of its is new and cannot be written
     (`STORE_UNAVAILABLE`). Ends with UNAVAILABLE when the registry stops; the node joins again.
     """
@@ -97,8 +97,8 @@ class NodeServiceAsyncStub(NodeServiceStub):
     same `node_id` takes the place of the first, which ends with ABORTED. Fails with
     INVALID_ARGUMENT on a bad join or report, which takes the node offline, and on an address that
     another live node has or that does not face the mesh; with FAILED_PRECONDITION when another
-    than this node answers at its address, when that was so too often of late, when the mesh is
-    full of live nodes or the node is deleted; with UNAVAILABLE when nobody answers at its address
+    than this node answers at its address, when that was so too often of late, when a live node of
+    this name joined with another key, when the mesh is full of live nodes or the node is deleted; with UNAVAILABLE when nobody answers at its address
     (`SERVICE_UNAVAILABLE`) and when the node or a model of its is new and cannot be written
     (`STORE_UNAVAILABLE`). Ends with UNAVAILABLE when the registry stops; the node joins again.
     """
@@ -154,8 +154,8 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
         same `node_id` takes the place of the first, which ends with ABORTED. Fails with
         INVALID_ARGUMENT on a bad join or report, which takes the node offline, and on an address that
         another live node has or that does not face the mesh; with FAILED_PRECONDITION when another
-        than this node answers at its address, when that was so too often of late, when the mesh is
-        full of live nodes or the node is deleted; with UNAVAILABLE when nobody answers at its address
+        than this node answers at its address, when that was so too often of late, when a live node of
+        this name joined with another key, when the mesh is full of live nodes or the node is deleted; with UNAVAILABLE when nobody answers at its address
         (`SERVICE_UNAVAILABLE`) and when the node or a model of its is new and cannot be written
         (`STORE_UNAVAILABLE`). Ends with UNAVAILABLE when the registry stops; the node joins again.
         """
