@@ -1,9 +1,10 @@
-"""Who is next at the engine: by priority, and inside a priority fair between tenants.
+"""Who is next at the engine: fair between tenants, and inside a tenant by priority.
 
-Inside a priority the tenants take turns by start-time fair queueing (Goyal, Vin and Cheng, 1996):
-a request starts, in virtual time, where its tenant's last one ended, but not before the request
-that was served last; it ends `cost` later; the earliest start is served first. So a tenant with
-few or short prompts does not wait behind another's hundred long ones.
+The tenants take turns by start-time fair queueing (Goyal, Vin and Cheng, 1996): a request starts,
+in virtual time, where its tenant's last one ended, but not before the request that was served last;
+it ends `cost` later; the earliest start is served first. So a tenant with few or short prompts does
+not wait behind another's hundred long ones. What a tenant calls urgent goes before its own others
+and nobody else's: everybody may call everything urgent.
 """
 
 from collections import OrderedDict
@@ -53,7 +54,10 @@ class FairQueue(Generic[T]):
 
     def __init__(self, max_length: int) -> None:
         self._max_length = max_length
-        self._lanes: tuple[_Lane[T], ...] = tuple(_Lane(max_length) for _ in Priority)
+        self._tenants: dict[str, _Waiters[T]] = {}
+        # Where each tenant's next request starts in virtual time.
+        self._starts: dict[str, int] = {}
+        self._virtual_time = 0
         # All in the order in which they came.
         self._arrivals: OrderedDict[Waiting[T], None] = OrderedDict()
 
@@ -73,7 +77,19 @@ class FairQueue(Generic[T]):
     def push(self, waiting: Waiting[T]) -> None:
         """Puts a request in; the caller has looked for a place."""
         self._arrivals[waiting] = None
-        self._lanes[waiting.priority].push(waiting)
+        waiters = self._tenants.get(waiting.tenant)
+        if waiters is None:
+            if not self._tenants:
+                # Nobody is owed anything by those who found no queue.
+                self._starts.clear()
+                self._virtual_time = 0
+            elif len(self._starts) >= 2 * self._max_length:
+                self._starts = {t: s for t, s in self._starts.items() if t in self._tenants}
+            waiters = self._tenants[waiting.tenant] = _Waiters()
+            start = self._starts.get(waiting.tenant, 0)
+            self._starts[waiting.tenant] = max(start, self._virtual_time)
+        waiters.lanes[waiting.priority][waiting] = None
+        waiters.count += 1
 
     def pop(self) -> Waiting[T]:
         """Takes out the request whose turn it is.
@@ -81,74 +97,58 @@ class FairQueue(Generic[T]):
         Raises:
             IndexError: Nobody waits.
         """
-        for lane in self._lanes:
-            if lane.tenants:
-                waiting = lane.pop()
-                del self._arrivals[waiting]
-                return waiting
-        raise IndexError("nobody waits")
+        if not self._tenants:
+            raise IndexError("nobody waits")
+        tenant = min(self._tenants, key=self._starts.__getitem__)
+        waiting = self._tenants[tenant].first
+        self._virtual_time = self._starts[tenant]
+        self._starts[tenant] += waiting.cost
+        self.discard(waiting)
+        return waiting
 
     def discard(self, waiting: Waiting[T]) -> None:
         """Takes out a request that gives up, where it still waits."""
-        if waiting in self._arrivals:
-            del self._arrivals[waiting]
-            self._lanes[waiting.priority].remove(waiting)
+        if waiting not in self._arrivals:
+            return
+        del self._arrivals[waiting]
+        waiters = self._tenants[waiting.tenant]
+        del waiters.lanes[waiting.priority][waiting]
+        waiters.count -= 1
+        if not waiters.count:
+            del self._tenants[waiting.tenant]
 
     def victim(self, tenant: str, priority: Priority) -> Waiting[T] | None:
         """Returns who must go for a newcomer to a full queue; None where it is the newcomer.
 
-        The newest of the least urgent go first, and of equally urgent ones the newest of the
-        tenant that has most of them here, where that makes the shares more equal.
+        It is the least urgent and newest of the tenant that has most here, where that makes the
+        shares more equal; else one of the newcomer's own tenant that is less urgent than it.
         """
-        for rank in reversed(Priority):
-            if rank < priority:
-                return None
-            lane = self._lanes[rank]
-            if not lane.tenants:
-                continue
-            longest = max(lane.tenants.values(), key=len)
-            if rank == priority and len(longest) <= len(lane.tenants.get(tenant, ())) + 1:
-                return None
-            return next(reversed(longest))
+        own = self._tenants.get(tenant)
+        longest = max(self._tenants.values(), key=lambda each: each.count, default=None)
+        if longest is not None and longest.count > (own.count if own else 0) + 1:
+            return longest.last
+        if own is not None and own.last.priority > priority:
+            return own.last
         return None
 
 
-class _Lane(Generic[T]):
-    """The waiting requests of one priority."""
+class _Waiters(Generic[T]):
+    """The waiting requests of one tenant, of whom there is at least one."""
 
-    def __init__(self, max_length: int) -> None:
-        self.tenants: dict[str, OrderedDict[Waiting[T], None]] = {}
-        self._max_tags = 2 * max_length
-        # Where each tenant's next request starts in virtual time.
-        self._starts: dict[str, int] = {}
-        self._virtual_time = 0
+    __slots__ = ("count", "lanes")
 
-    def push(self, waiting: Waiting[T]) -> None:
-        queue = self.tenants.get(waiting.tenant)
-        if queue is None:
-            if not self.tenants:
-                # Nobody is owed anything by those who found no queue.
-                self._starts.clear()
-                self._virtual_time = 0
-            elif len(self._starts) >= self._max_tags:
-                self._starts = {t: s for t, s in self._starts.items() if t in self.tenants}
-            queue = self.tenants[waiting.tenant] = OrderedDict()
-            start = self._starts.get(waiting.tenant, 0)
-            self._starts[waiting.tenant] = max(start, self._virtual_time)
-        queue[waiting] = None
+    def __init__(self) -> None:
+        self.lanes: tuple[OrderedDict[Waiting[T], None], ...] = tuple(
+            OrderedDict() for _ in Priority
+        )
+        self.count = 0
 
-    def pop(self) -> Waiting[T]:
-        tenant = min(self.tenants, key=self._starts.__getitem__)
-        queue = self.tenants[tenant]
-        waiting, _ = queue.popitem(last=False)
-        self._virtual_time = self._starts[tenant]
-        self._starts[tenant] += waiting.cost
-        if not queue:
-            del self.tenants[tenant]
-        return waiting
+    @property
+    def first(self) -> Waiting[T]:
+        """The most urgent, and of these the oldest."""
+        return next(next(iter(lane)) for lane in self.lanes if lane)
 
-    def remove(self, waiting: Waiting[T]) -> None:
-        queue = self.tenants[waiting.tenant]
-        del queue[waiting]
-        if not queue:
-            del self.tenants[waiting.tenant]
+    @property
+    def last(self) -> Waiting[T]:
+        """The least urgent, and of these the newest."""
+        return next(next(reversed(lane)) for lane in reversed(self.lanes) if lane)

@@ -84,7 +84,8 @@ def _decided(decision: str, node_id: str, model: str) -> tuple[str | None, float
         return None, None
     policy = fields.get("policy")
     candidates = fields.get("candidates")
-    score = None
+    # Callers who may not see all nodes see the score of the one that was chosen.
+    score = fields.get("score") if fields.get("node") == node_id else None
     for candidate in candidates if isinstance(candidates, list) else ():
         if (
             isinstance(candidate, dict)

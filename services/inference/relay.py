@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import orjson
 
+from infermesh.errors.v1 import errors_pb2
 from services.inference import errors
 from services.inference.accounting import Account, Ledger
 from services.inference.admission import Admission
@@ -34,8 +35,11 @@ from services.inference.state import EngineState
 from services.inference.streams import OnObjects, Write, pass_on, pass_parsed
 from services.inference.whole import folded, whole
 from services.kit.caller import Caller
+from services.kit.errors import MeshError
 
 _MAX_ERROR_BYTES = 1024 * 1024
+
+_FAILED = errors_pb2.ERROR_REASON_ENGINE_FAILED
 
 T = TypeVar("T")
 
@@ -250,12 +254,16 @@ class Relay:
                 # Nothing of the answer is with the caller: streams that have begun handle it
                 # earlier.
                 refusal = errors.from_transport(error, has_answered=False)
+                refusal.is_final = caller.attempt > 1 and not isinstance(error, EngineConnectError)
                 account.fail(refusal)
                 raise refusal from None
             except asyncio.CancelledError:
                 account.cancel()
                 raise
             except BaseException as error:
+                if isinstance(error, MeshError) and error.reason == _FAILED:
+                    # What two engines fail at is likely to be the request's own fault.
+                    error.is_final = caller.attempt > 1
                 account.fail(error)
                 raise
         finally:

@@ -28,12 +28,12 @@ class Facts:
         fallbacks: The caller's own fallback models.
         level: The caller's `optimization_level`; empty where there is none.
         is_cached: Whether caches may be looked at and filled; `enable_caching`.
-        is_urgent: Whether its priority is high.
         is_streamed: Whether it wants a stream.
         needs: What the engine must be able to do, bits `1 << Capability`.
         taken: The cut of its prompt; None where it is not known.
         size: The length of the prompt in bytes.
         debug: Whether the caller wants to see the decision.
+        sees_all: Whether the caller may see what other nodes and other callers' prompts are like.
         is_rest: Whether the caller speaks REST; else it speaks gRPC.
         subset: The addresses that the gateway allows; None for all.
     """
@@ -46,12 +46,12 @@ class Facts:
     fallbacks: Sequence[str] = ()
     level: str = ""
     is_cached: bool = True
-    is_urgent: bool = False
     is_streamed: bool = False
     needs: int = 0
     taken: bytes | None = None
     size: int = 0
     debug: bool = False
+    sees_all: bool = False
     is_rest: bool = False
     subset: frozenset[str] | None = None
 
@@ -95,8 +95,6 @@ class Facts:
                 self.level = _text(value, _MAX_NAME_CHARS)
             elif key == "enable_caching":
                 self.is_cached = value is not False
-            elif key == "priority":
-                self.is_urgent = value == "high"
             elif key == "tools":
                 self.needs |= capability.TOOLS if value else 0
             elif key == "response_format" and value == "json_schema":

@@ -41,6 +41,8 @@ def facts_of(request: pb.ProcessingRequest) -> Facts:
             facts.key_id = _value(header)
         elif key == _DEBUG:
             facts.debug = _value(header) == "true"
+        elif key == headers.ROLE:
+            facts.sees_all = _value(header) == "admin"
         elif key == _ORIGINAL_PATH or (key == _PATH and _value(header).startswith(_REST_PREFIX)):
             facts.is_rest = True
         elif key == _SUBSET:

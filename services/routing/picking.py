@@ -139,7 +139,7 @@ class Picking:
         if isinstance(found, MeshError):
             return self._refuse(found)
         self._outcome = found
-        return replies.destination(found, debug=self._facts.debug)
+        return replies.destination(found, self._facts)
 
     def _refuse(self, error: MeshError) -> bytes:
         self.is_over = True

@@ -17,6 +17,7 @@ from envoy.type.v3 import http_status_pb2
 
 from services.kit import headers
 from services.kit.errors import MeshError
+from services.routing.facts import Facts
 from services.routing.router import Outcome
 
 _METADATA_NAMESPACE = "envoy.lb"
@@ -33,8 +34,13 @@ CONTINUE: bytes = pb.ProcessingResponse(
 """Lets the call go on without a choice; Envoy balances it by itself."""
 
 
-def destination(outcome: Outcome, *, debug: bool = False) -> bytes:
-    """Returns the reply that sends a call where it was decided to go."""
+def destination(outcome: Outcome, facts: Facts) -> bytes:
+    """Returns the reply that sends a call where it was decided to go.
+
+    Args:
+        outcome: The decision.
+        facts: Whether the caller wants to see it, and may see all of it.
+    """
     decision = outcome.decision
     nodes, models = decision.nodes, decision.models
     pieces = [_addresses(",".join([node.address for node in nodes]))]
@@ -53,8 +59,9 @@ def destination(outcome: Outcome, *, debug: bool = False) -> bytes:
         pieces.append(_set(_MAX_RETRIES, "1"))
     elif len(nodes) > _ROUTE_RETRIES + 1:
         pieces.append(_set(_MAX_RETRIES, str(len(nodes) - 1)))
-    if debug:
-        pieces.append(_set.__wrapped__(headers.DECISION, _shown(outcome)))
+    if facts.debug:
+        shown = _shown(outcome, sees_all=facts.sees_all)
+        pieces.append(_set.__wrapped__(headers.DECISION, shown))
     return b"".join(pieces)
 
 
@@ -114,18 +121,24 @@ def _header(name: str, value: str) -> base_pb2.HeaderValueOption:
     )
 
 
-def _shown(outcome: Outcome) -> str:
-    """Returns the decision as JSON of one line, without characters that a header cannot hold."""
+def _shown(outcome: Outcome, *, sees_all: bool) -> str:
+    """Returns the decision as JSON of one line, without characters that a header cannot hold.
+
+    How busy nodes are and what they have cached says something of other callers, so that only
+    operators see it.
+    """
     decision = outcome.decision
     first = decision.nodes[0]
     best = next((one for one in decision.rated if one.node is first), None)
-    shown = {
+    shown: dict[str, object] = {
         "policy": outcome.plan.policy.name,
         "node": first.node_id,
         "score": round(best.score, 4) if best is not None else None,
         "models": decision.models,
-        "expected_cached": decision.expected_cached and round(decision.expected_cached, 4),
-        "candidates": [
+    }
+    if sees_all:
+        shown["expected_cached"] = decision.expected_cached and round(decision.expected_cached, 4)
+        shown["candidates"] = [
             {
                 "node": one.node.node_id,
                 "model": one.model,
@@ -134,8 +147,7 @@ def _shown(outcome: Outcome) -> str:
                 "pressure": round(one.pressure, 3),
             }
             for one in decision.rated[:_SHOWN]
-        ],
-    }
+        ]
     return orjson.dumps(shown).decode()
 
 

@@ -20,7 +20,6 @@ class Request:
             cached.
         size: The length of the prompt in bytes.
         is_streamed: Whether the caller wants a stream.
-        is_urgent: Whether its priority is high: it is not refused for load here.
         debug: Whether the caller wants to see the decision.
         subset: The addresses that may be chosen; None for all.
     """
@@ -32,7 +31,6 @@ class Request:
     taken: bytes | None = None
     size: int = 0
     is_streamed: bool = False
-    is_urgent: bool = False
     debug: bool = False
     subset: frozenset[str] | None = None
     _read: dict[str, Prompt] = field(default_factory=dict)

@@ -108,7 +108,6 @@ class Router:
             taken=facts.taken if facts.is_cached else None,
             size=facts.size,
             is_streamed=facts.is_streamed,
-            is_urgent=facts.is_urgent,
             debug=facts.debug,
             subset=facts.subset,
         )

@@ -140,7 +140,7 @@ class Scheduler:
     def _choose(self, request: Request, plan: Plan, now: float, *, show: bool) -> Decision:
         decision = Decision()
         full: list[NodeView] = []
-        limit = 0.0 if request.is_urgent else plan.policy.max_pressure
+        limit = plan.policy.max_pressure
         for number, model in enumerate(request.models):
             before = len(decision.nodes)
             for tier in self._pools.tiers(

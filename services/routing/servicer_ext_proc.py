@@ -71,7 +71,7 @@ class ExternalProcessor(grpc.GenericRpcHandler):
             return replies.CONTINUE
         if isinstance(outcome, MeshError):
             return replies.refusal(outcome, rest=facts.is_rest)
-        return replies.destination(outcome, debug=facts.debug)
+        return replies.destination(outcome, facts)
 
     def decide(self, facts: Facts) -> Outcome | MeshError | None:
         """Returns where a call goes, why it is refused, or None where there is nothing to decide.

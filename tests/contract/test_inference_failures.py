@@ -227,3 +227,16 @@ async def test_an_answer_in_one_piece_needs_a_reason_too(node: Node, engine: Fak
     engine.script = lambda reply: reply.stream(HELLO, DONE)
     # Nobody has seen it yet: another node may do better.
     assert (await refusal(node.chat()))[0] == "ENGINE_UNAVAILABLE"
+
+
+@pytest.mark.parametrize(("attempt", "is_final"), [("1", False), ("2", True)])
+async def test_what_two_engines_fail_at_goes_to_no_third(
+    node: Node, engine: FakeEngine, attempt: str, is_final: bool
+) -> None:
+    engine.script = lambda reply: reply.json({"error": {"message": "no"}}, 500)
+    call = node.chat(metadata=(*caller("r"), ("x-envoy-attempt-count", attempt)))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+        await call
+    said = {key for key, _ in caught.value.trailing_metadata() or ()}
+    assert ("x-envoy-ratelimited" in said) is is_final

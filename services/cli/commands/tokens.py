@@ -29,7 +29,7 @@ def create(
     ] = "1h",
     uses: Annotated[
         int, typer.Option(help="How many nodes may join with it; 0 is any number.", min=0)
-    ] = 0,
+    ] = 1,
     name: Annotated[str, typer.Option(help="A name for people to know it by.")] = "",
     address: Address = DEFAULT_ADDRESS,
     key: Key = None,

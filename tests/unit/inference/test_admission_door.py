@@ -103,7 +103,7 @@ async def test_the_queue_goes_by_priority_and_tenant():
     await door.come("h", tenant="a", priority=Priority.HIGH)
     for _ in range(5):
         await door.leave()
-    assert door.inside[2:4] == ["h", "a0"]
+    assert door.inside[2:4] == ["h", "b0"]
     assert door.inside.index("b0") < door.inside.index("a1")
 
 

@@ -58,7 +58,9 @@ def test_envoy_is_told_by_headers_and_sends_a_call_twice_at_most() -> None:
         mesh.report(node_id)
     outcome = mesh.route(Facts(model="m", is_streamed=True))
     outcome.hedge_after_s = 0.25
-    answer = external_processor_pb2.ProcessingResponse.FromString(replies.destination(outcome))
+    answer = external_processor_pb2.ProcessingResponse.FromString(
+        replies.destination(outcome, Facts(model="m"))
+    )
     found = {
         option.header.key: option.header.raw_value
         for option in answer.request_headers.response.header_mutation.set_headers
