@@ -39,6 +39,8 @@ from services.kit.errors import MeshError
 
 _MAX_ERROR_BYTES = 1024 * 1024
 
+# A request that makes engines fail goes to no more of them than this.
+_MOST_FAILURES = 3
 _FAILED = errors_pb2.ERROR_REASON_ENGINE_FAILED
 
 T = TypeVar("T")
@@ -254,7 +256,8 @@ class Relay:
                 # Nothing of the answer is with the caller: streams that have begun handle it
                 # earlier.
                 refusal = errors.from_transport(error, has_answered=False)
-                refusal.is_final = caller.attempt > 1 and not isinstance(error, EngineConnectError)
+                if not isinstance(error, EngineConnectError):
+                    refusal.is_final = caller.attempt >= _MOST_FAILURES
                 account.fail(refusal)
                 raise refusal from None
             except asyncio.CancelledError:
@@ -262,8 +265,8 @@ class Relay:
                 raise
             except BaseException as error:
                 if isinstance(error, MeshError) and error.reason == _FAILED:
-                    # What two engines fail at is likely to be the request's own fault.
-                    error.is_final = caller.attempt > 1
+                    # What three engines fail at is likely to be the request's own fault.
+                    error.is_final = caller.attempt >= _MOST_FAILURES
                 account.fail(error)
                 raise
         finally:

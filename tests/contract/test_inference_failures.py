@@ -229,8 +229,8 @@ async def test_an_answer_in_one_piece_needs_a_reason_too(node: Node, engine: Fak
     assert (await refusal(node.chat()))[0] == "ENGINE_UNAVAILABLE"
 
 
-@pytest.mark.parametrize(("attempt", "is_final"), [("1", False), ("2", True)])
-async def test_what_two_engines_fail_at_goes_to_no_third(
+@pytest.mark.parametrize(("attempt", "is_final"), [("2", False), ("3", True)])
+async def test_what_three_engines_fail_at_goes_to_no_fourth(
     node: Node, engine: FakeEngine, attempt: str, is_final: bool
 ) -> None:
     engine.script = lambda reply: reply.json({"error": {"message": "no"}}, 500)
