@@ -165,8 +165,9 @@ class EngineClient:
                 return Exchange(connection)
             except EngineConnectionError:
                 # The engine closed it between exchanges, as it may at any time. Nothing came back,
-                # so nothing was answered: once more, on a fresh connection.
-                if connection.has_answered:
+                # so nothing was answered: once more, on a fresh connection. Not where we gave up on
+                # it ourselves.
+                if connection.has_answered or self._is_hurried:
                     raise
                 break
         connection = await self._connect()

@@ -99,6 +99,31 @@ async def test_the_silence_of_an_engine_that_is_down_is_cut_short() -> None:
         assert client.busy == set()
 
 
+async def test_what_was_cut_short_is_not_sent_again_on_a_fresh_connection() -> None:
+    asked = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                asked += 1
+                if asked == 1:
+                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        client = EngineClient(url, idle_timeout_s=60)
+        assert await get(client, "/health") == (200, b"")
+        posting = asyncio.create_task(client.post("/v1/chat/completions", b""))
+        await asyncio.sleep(0.05)
+        client.hurry(0.01)
+        async with asyncio.timeout(1):
+            with pytest.raises(EngineConnectionError):
+                await posting
+        assert asked == 2
+
+
 async def test_an_engine_that_is_back_has_its_time_again() -> None:
     async with silent() as client:
         with await client.post("/v1/chat/completions", b"{}") as exchange:
