@@ -6,14 +6,17 @@ from typing import Any
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf import struct_pb2
 
-from services.kit import headers
+from services.kit import globs, headers
 from services.routing.facts import Facts
 
 REQUEST_NAMESPACE = "infermesh.request"
 """Where our Envoy puts fields of the body."""
 
 PROMPT_NAMESPACE = "infermesh.prompt"
-"""Where our Envoy puts the cut of the prompt, its size, and the list of fallback models."""
+"""Where our Envoy puts the cut of the prompt and its size."""
+
+FALLBACKS_NAMESPACE = "infermesh.fallbacks"
+"""Where our Envoy puts the caller's list of fallback models, from an OpenAI body."""
 
 SERVED = "x-gateway-destination-endpoint-served"
 """Where a gateway says which endpoint answered (endpoint picker protocol)."""
@@ -38,6 +41,8 @@ def facts_of(request: pb.ProcessingRequest) -> Facts:
             facts.model = _value(header)
         elif key == headers.KEY_ID:
             facts.key_id = _value(header)
+        elif key == headers.ALLOWED_MODELS:
+            facts.globs = globs.read(_value(header))
         elif key == _DEBUG:
             facts.debug = _value(header) == "true"
         elif key == _ORIGINAL_PATH or (key == _PATH and _value(header).startswith(_REST_PREFIX)):
@@ -52,9 +57,10 @@ def facts_of(request: pb.ProcessingRequest) -> Facts:
             facts.take_fields(_typed(known[TYPED_NAMESPACE]))
         if PROMPT_NAMESPACE in known:
             prompt = known[PROMPT_NAMESPACE].fields
-            if "fallback_models" in prompt:
-                facts.take_encoded_fallbacks(prompt["fallback_models"].string_value)
             facts.take_encoded_prompt(prompt["text"].string_value, prompt["size"].number_value)
+        if FALLBACKS_NAMESPACE in known:
+            listed = known[FALLBACKS_NAMESPACE].fields["models"].string_value
+            facts.take_encoded_fallbacks(listed)
         if _SUBSET_NAMESPACE in known:
             hint = known[_SUBSET_NAMESPACE]
             if _SUBSET in hint:
