@@ -70,6 +70,10 @@ bench-routing: .venv/.installed-dev ## Compares routing policies where prompts s
 bench-decisions: .venv/.installed-dev ## Measures what one routing decision costs; a minute.
 	$(BIN)/python tests/bench/decisions.py
 
+.PHONY: bench-auth
+bench-auth: .venv/.installed-dev ## Measures what 100,000 keys cost auth; a minute.
+	$(BIN)/python tests/bench/auth_keys.py
+
 .PHONY: bench-grpc
 bench-grpc: .venv/.installed-dev ## Measures what a call costs our gRPC server and grpc.aio's; half a minute.
 	$(BIN)/python tests/bench/grpc_server.py

@@ -17,10 +17,12 @@ class Access(NamedTuple):
     Attributes:
         roles: One bit for each role that may, bit n for role number n.
         names_model: Whether its request names a model.
+        audited: The roles whose calls are written down, as `roles`; see `audit_policy`.
     """
 
     roles: int
     names_model: bool
+    audited: int = 0
 
 
 ROLE_NAMES: Mapping[int, str] = {

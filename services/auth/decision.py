@@ -3,15 +3,20 @@
 Envoy asks after its transcoder, so that the path is always that of the RPC which will run.
 """
 
+import binascii
 import functools
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from services.auth import audit, errors, replies
+import orjson
+
+from services.auth import errors, replies
 from services.auth.access import ROLE_NAMES, Access, ModelNames
+from services.auth.audit import Recorder
 from services.auth.keyring import Keyring
 from services.kit.errors import MeshError
+from services.kit.globs import ModelGlobs
 
 # Filled by Envoy's `json_to_metadata`: `model` is a string, `body` is `invalid` for what it cannot
 # read. To it that includes every body that is not declared as JSON, and so all of gRPC's.
@@ -20,6 +25,11 @@ _REST_NAMESPACE = "infermesh.request"
 # Filled by Envoy's `grpc_field_extraction`: a list with one string for each field path.
 _GRPC_NAMESPACE = "envoy.filters.http.grpc_field_extraction"
 _GRPC_FIELDS = ("model", "chat.model")
+
+_GRPC_FALLBACKS = ("fallback_models", "chat.fallback_models")
+
+# Filled by Envoy's Lua: `models` is the caller's list as it stands in the body, in base64.
+_REST_FALLBACKS = "infermesh.fallbacks"
 
 # The transcoder's mark: only calls that came as REST carry it.
 _ORIGINAL_PATH = "x-envoy-original-path"
@@ -37,20 +47,30 @@ class Decider:
         ring: The valid keys.
         table: The access of each RPC by its path.
         model_names: The grammar of model names.
+        recorder: Where refusals go, and the calls that the table says.
     """
 
-    def __init__(self, ring: Keyring, table: Mapping[str, Access], model_names: ModelNames) -> None:
+    def __init__(
+        self,
+        ring: Keyring,
+        table: Mapping[str, Access],
+        model_names: ModelNames,
+        recorder: Recorder,
+    ) -> None:
         self._ring = ring
         self._table = table
         self._model_names = model_names
-        self._audit = audit.JoinAudit()
+        self._recorder = recorder
         self._no_access = Access(0, names_model=False)
         # A reply depends on its arguments alone: a revoked key's stays, and is never asked for.
         self._allow = functools.lru_cache(_CACHED_REPLIES)(self._make_allow)
         # Floods of bad keys are the refusals that must stay cheap.
-        self._deny_missing_key = _both(errors.missing_api_key())
-        self._deny_invalid_key = _both(errors.invalid_api_key())
-        self._unreadable = replies.deny(errors.unreadable_request(), for_grpc=True)
+        self._missing_key = errors.missing_api_key()
+        self._invalid_key = errors.invalid_api_key()
+        self._deny_missing_key = _both(self._missing_key)
+        self._deny_invalid_key = _both(self._invalid_key)
+        self._unreadable_request = errors.unreadable_request()
+        self._unreadable = replies.deny(self._unreadable_request, for_grpc=True)
 
     def decide(self, request: Any) -> bytes:
         """Returns the serialized `CheckResponse` to a `CheckRequest`.
@@ -59,6 +79,7 @@ class Decider:
         not call an RPC nothing of its arguments. None stands for a request that does not parse.
         """
         if request is None:
+            self._recorder.denied(None, self._unreadable_request, None)
             return self._unreadable
         attributes = request.attributes
         http = attributes.request.http
@@ -67,14 +88,16 @@ class Decider:
         secret = _find_secret(headers)
         grant = None if secret is None else self._ring.find(secret)
         if grant is None:
-            if http.path in audit.PATHS:
-                error = errors.missing_api_key() if secret is None else errors.invalid_api_key()
-                self._audit.refused(attributes, secret, error)
+            error = self._missing_key if secret is None else self._invalid_key
+            self._recorder.denied(attributes, error, secret)
             denials = self._deny_missing_key if secret is None else self._deny_invalid_key
             return denials[_is_grpc(headers)]
 
         role = ROLE_NAMES[grant.role]
+        bounds = grant.bounds
         try:
+            if bounds is not None and not bounds.admit(_source(attributes)):
+                raise errors.wrong_network()
             access = self._table.get(http.path, self._no_access)
             if not access.roles or not _reaches_an_rpc(http):
                 raise _unknown_url(http)
@@ -84,16 +107,30 @@ class Decider:
             if access.names_model:
                 metadata = attributes.metadata_context.filter_metadata
                 model = _typed_model(metadata) if _is_grpc(headers) else _rest_model(metadata)
-            return self._allow(grant.key_id, grant.tenant, role, model)
+                if bounds is not None and bounds.models is not None:
+                    _check_fallbacks(metadata, bounds.models)
+            globs = None if bounds is None else bounds.models
+            reply = self._allow(grant.key_id, grant.tenant, role, model, globs)
+            if access.audited >> grant.role & 1:
+                identity = (grant.key_id, grant.tenant, role)
+                self._recorder.called(attributes, *identity, model, access.names_model)
+            return reply
         except MeshError as error:
-            if http.path in audit.PATHS:
-                self._audit.refused(attributes, secret, error)
+            identity = (grant.key_id, grant.tenant, role)
+            self._recorder.denied(attributes, error, secret, identity)
             return replies.deny(error, for_grpc=_is_grpc(headers))
 
-    def _make_allow(self, key_id: str, tenant: str, role: str, model: str) -> bytes:
+    def _make_allow(
+        self, key_id: str, tenant: str, role: str, model: str, globs: ModelGlobs | None
+    ) -> bytes:
         if model and model not in self._model_names:
             raise errors.model_not_found(model)
-        return replies.allow(key_id, tenant, role, model)
+        if not model or globs is None:
+            return replies.allow(key_id, tenant, role, model)
+        if not globs.allow(model):
+            raise errors.model_not_found(model)
+        # Only routing knows what else may answer, be it a fallback or the target of an alias.
+        return replies.allow(key_id, tenant, role, model, globs.text)
 
 
 def _both(error: MeshError) -> tuple[bytes, bytes]:
@@ -105,6 +142,11 @@ def _find_secret(headers: Mapping[str, str]) -> str | None:
     if scheme == "Bearer" or scheme.lower() == "bearer":
         return credentials.strip()
     return headers.get("x-api-key")
+
+
+def _source(attributes: Any) -> str:
+    # Who connects to Envoy; no header of the caller's has a part in it.
+    return str(attributes.source.address.socket_address.address)
 
 
 def _is_grpc(headers: Mapping[str, str]) -> bool:
@@ -137,6 +179,25 @@ def _rest_model(metadata: Mapping[str, Any]) -> str:
         if model is not None and model.string_value:
             return str(model.string_value)
     raise errors.missing_model()
+
+
+def _check_fallbacks(metadata: Mapping[str, Any], globs: ModelGlobs) -> None:
+    # Refused as a whole, so that the caller learns of it. Routing passes over what is not seen
+    # here, such as a list in the middle of a long body.
+    names: list[Any] = []
+    if (found := metadata.get(_REST_FALLBACKS)) is not None:
+        try:
+            said = orjson.loads(binascii.a2b_base64(found.fields["models"].string_value))
+        except ValueError:
+            said = ()  # The node says what is wrong with it.
+        names.extend(said if isinstance(said, list) else ())
+    if (found := metadata.get(_GRPC_NAMESPACE)) is not None:
+        for field in _GRPC_FALLBACKS:
+            if field in found.fields:
+                names.extend(each.string_value for each in found.fields[field].list_value.values)
+    for name in names:
+        if isinstance(name, str) and name and not globs.allow(name):
+            raise errors.model_not_found(name, "fallback_models")
 
 
 def _typed_model(metadata: Mapping[str, Any]) -> str:

@@ -48,6 +48,46 @@ def invalid_page_token() -> MeshError:
     )
 
 
+def tenant_not_found(tenant: str) -> MeshError:
+    """No tenant has this name."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_NOT_FOUND,
+        f"There is no tenant `{tenant}`.",
+        metadata={"tenant": tenant},
+    )
+
+
+def project_not_found(tenant: str, project: str) -> MeshError:
+    """The tenant has no such project."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_NOT_FOUND,
+        f"The tenant `{tenant}` has no project `{project}`.",
+        metadata={"tenant": tenant, "project": project},
+    )
+
+
+def precondition(message: str) -> MeshError:
+    """What is there does not allow it; the message says what."""
+    return MeshError(errors_pb2.ERROR_REASON_FAILED_PRECONDITION, message)
+
+
+def too_many_patterns(chars: int) -> MeshError:
+    """The patterns of models do not fit into the header that carries them."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_INVALID_ARGUMENT,
+        f"rules.allowed_models: with denied_models the patterns are longer than {chars} characters",
+        param="rules.allowed_models",
+    )
+
+
+def wrong_network() -> MeshError:
+    """The key may not be used from the caller's address."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_PERMISSION_DENIED,
+        "The API key may not be used from this network.",
+    )
+
+
 def missing_api_key() -> MeshError:
     """The call carries nothing that could be a key."""
     return MeshError(
@@ -102,11 +142,11 @@ def missing_model() -> MeshError:
     )
 
 
-def model_not_found(model: str) -> MeshError:
-    """No model can have this name."""
+def model_not_found(model: str, param: str = "model") -> MeshError:
+    """No model can have this name, or the key may not use it; which of them is not told."""
     return MeshError(
         errors_pb2.ERROR_REASON_MODEL_NOT_FOUND,
         f"The model `{model[:200]}` does not exist or you do not have access to it.",
-        param="model",
+        param=param,
         metadata={"model": model[:200]},
     )

@@ -4,14 +4,21 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import orjson
 
 from infermesh.access.v1 import access_pb2
-from services.auth import errors, secret
+from services.auth import errors, rules, secret
 from services.auth.keyring import Keyring
+from services.auth.rules import Rules
 from services.auth.store import Key, KeyStore, Position
+
+BOOTSTRAP_ADMIN_ID = "key_bootstrapadmin"
+BOOTSTRAP_NODE_ID = "key_bootstrapnode"
+BOOTSTRAP_IDS = (BOOTSTRAP_ADMIN_ID, BOOTSTRAP_NODE_ID)
+"""The keys whose secret and role come from auth's settings at each start."""
 
 _KEY_ID = re.compile(r"key_[a-z0-9]{1,60}")
 _DEFAULT_PAGE_SIZE = 100
@@ -40,12 +47,102 @@ class Keys:
         self._ring = ring
         self._now = now
 
-    async def create(self, display_name: str, role: int, tenant: str) -> tuple[Key, str]:
-        """Returns a new key and its secret, which is kept nowhere."""
+    async def create(
+        self,
+        display_name: str,
+        role: int,
+        tenant: str,
+        *,
+        project: str = "",
+        ttl: timedelta | None = None,
+        bound_to: Rules = rules.NONE,
+    ) -> tuple[Key, str]:
+        """Returns a new key and its secret, which is kept nowhere.
+
+        Args:
+            display_name: A name for people.
+            role: A number of `Role`; 0 for a user's.
+            tenant: Whom it acts for; empty for the default tenant.
+            project: The tenant's project; empty for its default one.
+            ttl: How long it is valid; None for ever.
+            bound_to: Its rules.
+
+        Raises:
+            MeshError: `INVALID_ARGUMENT`.
+        """
+        rules.check(bound_to)
         plain = secret.make()
-        key = self.make(secret.make_key_id(), plain, display_name, role, tenant)
+        key = replace(
+            self.make(secret.make_key_id(), plain, display_name, role, tenant),
+            project=project or "default",
+            expire_time=None if ttl is None else self._now() + ttl,
+            rules=bound_to,
+        )
         await self.add(key)
         return key, plain
+
+    async def update(
+        self,
+        key_id: str,
+        *,
+        display_name: str | None = None,
+        role: int | None = None,
+        bound_to: Rules | None = None,
+    ) -> Key:
+        """Changes what is not None.
+
+        Raises:
+            MeshError: `NOT_FOUND`, `INVALID_ARGUMENT`, or `FAILED_PRECONDITION`: the key is
+                revoked or a join token, its role is one of auth's settings, or the mesh would be
+                left without an admin key.
+        """
+        if bound_to is not None:
+            rules.check(bound_to)
+
+        def alter(key: Key) -> Key:
+            _require_alive(key)
+            if role is not None and role != key.role and key_id in BOOTSTRAP_IDS:
+                raise errors.precondition(f"The role of `{key_id}` is one of auth's settings.")
+            return replace(
+                key,
+                display_name=key.display_name if display_name is None else display_name,
+                role=key.role if role is None else role,
+                rules=key.rules if bound_to is None else bound_to,
+            )
+
+        return await self._change(key_id, alter)
+
+    async def rotate(self, key_id: str, overlap: timedelta) -> tuple[Key, str]:
+        """Gives a key a new secret; the one until now stays valid for the overlap.
+
+        Raises:
+            MeshError: `NOT_FOUND`, or `FAILED_PRECONDITION`: the key is revoked, expired or a join
+                token, or its secret is one of auth's settings.
+        """
+        plain = secret.make()
+        now = self._now()
+
+        def alter(key: Key) -> Key:
+            _require_alive(key)
+            if key.expire_time is not None and key.expire_time <= now:
+                raise errors.precondition(f"The key `{key_id}` is expired.")
+            if key_id in BOOTSTRAP_IDS:
+                raise errors.precondition(f"The secret of `{key_id}` is one of auth's settings.")
+            return replace(
+                key,
+                prefix=secret.prefix(plain),
+                secret_hash=self._ring.digest(plain),
+                old_secret_hash=key.secret_hash if overlap else b"",
+                old_secret_expire_time=now + overlap if overlap else None,
+            )
+
+        return await self._change(key_id, alter), plain
+
+    async def _change(self, key_id: str, alter: Callable[[Key], Key]) -> Key:
+        async with self._ring.changing:
+            key = await self._store.change(_checked(key_id), alter)
+            self._ring.apply([key])
+        return key
 
     async def add(self, key: Key) -> None:
         """Adds a key that `make` made."""
@@ -119,6 +216,13 @@ class Keys:
             secret_hash=self._ring.digest(plain),
             create_time=self._now(),
         )
+
+
+def _require_alive(key: Key) -> None:
+    if key.role == access_pb2.ROLE_JOIN:
+        raise errors.precondition(f"`{key.key_id}` is a join token.")
+    if key.revoke_time is not None:
+        raise errors.precondition(f"The key `{key.key_id}` is revoked.")
 
 
 def _checked(key_id: str) -> str:

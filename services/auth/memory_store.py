@@ -4,9 +4,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from infermesh.access.v1 import access_pb2
 from services.auth import errors
-from services.auth.store import Key, Position
+from services.auth.store import Key, Position, is_valid_admin, revoked
 from services.auth.token_use import use
 
 
@@ -61,19 +60,28 @@ class MemoryKeyStore:
         self._write(used)
         return used
 
-    async def revoke(self, key_id: str, now: datetime) -> Key:
+    async def change(self, key_id: str, alter: Callable[[Key], Key]) -> Key:
         """See `KeyStore`."""
         key = self._keys.get(key_id)
         if key is None:
             raise errors.key_not_found(key_id)
-        if key.revoke_time is not None:
+        altered = alter(key)
+        if altered == key:
             return key
-        admins = [k for k in self._rows() if k.role == access_pb2.ROLE_ADMIN and not k.revoke_time]
-        if admins == [key]:
+        others = [other for other in self._rows() if other is not key and is_valid_admin(other)]
+        if is_valid_admin(key) and not is_valid_admin(altered) and not others:
             raise errors.last_admin_key(key_id)
-        revoked = replace(key, revoke_time=now)
-        self._write(revoked)
-        return revoked
+        self._write(altered)
+        return altered
+
+    async def touch(self, key_ids: Sequence[str], now: datetime) -> None:
+        """See `KeyStore`."""
+        for key in await self.get(key_ids):
+            self._keys[key.key_id] = replace(key, last_use_time=now)
+
+    async def revoke(self, key_id: str, now: datetime) -> Key:
+        """See `KeyStore`."""
+        return await self.change(key_id, lambda key: revoked(key, now))
 
     def _rows(self) -> Sequence[Key]:
         return list(self._keys.values())

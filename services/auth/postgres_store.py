@@ -1,16 +1,19 @@
 """Keys in PostgreSQL, schema `auth`. Every write notifies `CHANNEL` when it commits."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from infermesh.access.v1 import access_pb2
 from services.auth import errors
-from services.auth.store import Key, Position
+from services.auth.postgres_tenants import ensure_project, metadata
+from services.auth.rules import NONE, Rules
+from services.auth.store import Key, Position, is_valid_admin, revoked
 from services.auth.token_use import use
 from services.kit.database import transaction
 
@@ -19,7 +22,6 @@ CHANNEL = "infermesh_auth_keys"
 
 _BATCH = 5000
 
-metadata = sa.MetaData(schema="auth")
 
 _keys = sa.Table(
     "api_keys",
@@ -35,6 +37,11 @@ _keys = sa.Table(
     sa.Column("expire_time", sa.DateTime(timezone=True)),
     sa.Column("max_uses", sa.Integer, nullable=False, server_default="0"),
     sa.Column("use_count", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("project", sa.Text, nullable=False, server_default="default"),
+    sa.Column("old_secret_hash", sa.LargeBinary, nullable=False, server_default=""),
+    sa.Column("old_secret_expire_time", sa.DateTime(timezone=True)),
+    sa.Column("last_use_time", sa.DateTime(timezone=True)),
+    sa.Column("rules", JSONB, nullable=False, server_default="{}"),
     sa.Index("api_keys_by_create_time", sa.text("create_time DESC"), sa.text("key_id DESC")),
 )
 
@@ -50,6 +57,7 @@ class PostgresKeyStore:
     async def add(self, key: Key) -> None:
         """See `KeyStore`."""
         async with transaction(self._engine) as connection:
+            await ensure_project(connection, key.tenant, key.project)
             await connection.execute(sa.insert(_keys).values(_values(key)))
             await _notify(connection, key.key_id)
 
@@ -64,6 +72,7 @@ class PostgresKeyStore:
         async with transaction(self._engine) as connection:
             if (await connection.execute(changed)).first() is None:
                 return False
+            await ensure_project(connection, key.tenant, key.project)
             await _notify(connection, key.key_id)
         return True
 
@@ -71,7 +80,7 @@ class PostgresKeyStore:
         """See `KeyStore`."""
         query = sa.select(*_COLUMNS).where(_keys.c.key_id.in_(list(key_ids)))
         async with transaction(self._engine) as connection:
-            return [Key(*row) for row in await connection.execute(query)]
+            return [_key(row) for row in await connection.execute(query)]
 
     async def page(
         self, size: int, after: Position | None, role: int | None = None
@@ -85,7 +94,7 @@ class PostgresKeyStore:
             query = query.where(place < sa.tuple_(after.create_time, after.key_id))
         query = query.order_by(_keys.c.create_time.desc(), _keys.c.key_id.desc()).limit(size)
         async with transaction(self._engine) as connection:
-            return [Key(*row) for row in await connection.execute(query)]
+            return [_key(row) for row in await connection.execute(query)]
 
     async def all(self) -> AsyncIterator[Sequence[Key]]:
         """See `KeyStore`. A batch is a transaction; who reads it listens to changes meanwhile."""
@@ -96,7 +105,7 @@ class PostgresKeyStore:
         while True:
             async with transaction(self._engine) as connection:
                 rows = (await connection.execute(query.where(_keys.c.key_id > last))).all()
-            yield [Key(*row) for row in rows]
+            yield [_key(row) for row in rows]
             if len(rows) < _BATCH:
                 return
             last = rows[-1].key_id
@@ -110,39 +119,63 @@ class PostgresKeyStore:
                     sa.select(*_COLUMNS).where(_keys.c.key_id == token_id).with_for_update()
                 )
             ).first()
-            used = use(Key(*row) if row else None, now)
+            used = use(_key(row) if row else None, now)
             await connection.execute(
                 sa.update(_keys).where(_keys.c.key_id == token_id).values(use_count=used.use_count)
             )
+            await ensure_project(connection, key.tenant, key.project)
             await connection.execute(sa.insert(_keys).values(_values(key)))
             await _notify(connection, key.key_id)
         return used
 
-    async def revoke(self, key_id: str, now: datetime) -> Key:
+    async def change(self, key_id: str, alter: Callable[[Key], Key]) -> Key:
         """See `KeyStore`."""
         async with transaction(self._engine) as connection:
-            # One revocation at a time: two at once could each take the other for the last admin.
+            # One change at a time: two at once could each take the other for the last admin.
             await connection.execute(
                 sa.text("SELECT pg_advisory_xact_lock(hashtext('auth.revoke'))")
             )
-            row = (
-                await connection.execute(sa.select(*_COLUMNS).where(_keys.c.key_id == key_id))
-            ).first()
+            query = sa.select(*_COLUMNS).where(_keys.c.key_id == key_id).with_for_update()
+            row = (await connection.execute(query)).first()
             if row is None:
                 raise errors.key_not_found(key_id)
-            key = Key(*row)
-            if key.revoke_time is not None:
+            key = _key(row)
+            altered = alter(key)
+            if altered == key:
                 return key
-            if key.role == access_pb2.ROLE_ADMIN:
+            if is_valid_admin(key) and not is_valid_admin(altered):
                 await _require_other_admin(connection, key_id)
-            changed = sa.update(_keys).where(_keys.c.key_id == key_id).values(revoke_time=now)
-            revoked = (await connection.execute(changed.returning(*_COLUMNS))).one()
+            changed = sa.update(_keys).where(_keys.c.key_id == key_id).values(_values(altered))
+            await connection.execute(changed)
             await _notify(connection, key_id)
-        return Key(*revoked)
+        return altered
+
+    async def touch(self, key_ids: Sequence[str], now: datetime) -> None:
+        """See `KeyStore`."""
+        used = sa.update(_keys).where(_keys.c.key_id.in_(key_ids)).values(last_use_time=now)
+        async with transaction(self._engine) as connection:
+            await connection.execute(used)
+
+    async def revoke(self, key_id: str, now: datetime) -> Key:
+        """See `KeyStore`."""
+        return await self.change(key_id, lambda key: revoked(key, now))
 
 
 def _values(key: Key) -> dict[str, Any]:
-    return {column.name: getattr(key, column.name) for column in _COLUMNS}
+    values = {column.name: getattr(key, column.name) for column in _COLUMNS}
+    values["rules"] = {} if key.rules == NONE else asdict(key.rules)
+    return values
+
+
+def _key(row: Any) -> Key:
+    *values, rules = row
+    values.append(_rules(rules) if rules else NONE)
+    return Key(*values)
+
+
+def _rules(fields: dict[str, Any]) -> Rules:
+    lists = {name: tuple(value) for name, value in fields.items() if name != "labels"}
+    return Rules(**lists, labels=fields.get("labels", {}))
 
 
 async def _notify(connection: AsyncConnection, key_id: str) -> None:
@@ -153,6 +186,7 @@ async def _require_other_admin(connection: AsyncConnection, key_id: str) -> None
     query = sa.select(_keys.c.key_id).where(
         _keys.c.role == access_pb2.ROLE_ADMIN,
         _keys.c.revoke_time.is_(None),
+        _keys.c.expire_time.is_(None),
         _keys.c.key_id != key_id,
     )
     if (await connection.execute(query.limit(1))).first() is None:

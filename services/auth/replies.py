@@ -15,10 +15,11 @@ from services.kit.errors import MeshError
 _OVERWRITE = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
-def allow(key_id: str, tenant: str, role: str, model: str) -> bytes:
+def allow(key_id: str, tenant: str, role: str, model: str, allowed_models: str = "") -> bytes:
     """Returns the answer that lets a call pass, with the caller's identity for the services.
 
-    The secret goes no further. `model` is empty where the call names none.
+    The secret goes no further. `model` is empty where the call names none, `allowed_models` where
+    the key may use all.
     """
     response = external_auth_pb2.CheckResponse()
     response.status.code = code_pb2.OK
@@ -33,6 +34,8 @@ def allow(key_id: str, tenant: str, role: str, model: str) -> bytes:
             ok.headers.append(_header(name, value))
         else:
             ok.headers_to_remove.append(name)
+    if allowed_models:
+        ok.headers.append(_header(headers.ALLOWED_MODELS, allowed_models))
     ok.headers_to_remove.extend(("authorization", "x-api-key"))
     return bytes(response.SerializeToString())
 

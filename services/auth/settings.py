@@ -1,5 +1,6 @@
 """What the auth service is told by its environment."""
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -23,6 +24,20 @@ class AuthSettings(ServiceSettings):
     )
     bootstrap_node_key: SecretStr | None = Field(
         default=None, description="The secret of a node key that exists from the start."
+    )
+
+    state_dir: Path = Field(
+        default=Path(".infermesh/auth"),
+        description="A folder; audit events wait in `audit/` there until PostgreSQL has them.",
+    )
+    audit_retention_days: int = Field(
+        default=365,
+        ge=0,
+        le=36500,
+        description="After how many days audit events are removed; 0 keeps them for good.",
+    )
+    audit_inference: bool = Field(
+        default=False, description="Whether each inference call is an audit event too."
     )
 
     @field_validator("bootstrap_admin_key", "bootstrap_node_key")

@@ -6,7 +6,12 @@ from typing import cast
 
 import grpc
 
-from infermesh.auth.v1 import join_token_service_pb2_grpc, key_service_pb2_grpc
+from infermesh.auth.v1 import (
+    audit_service_pb2_grpc,
+    join_token_service_pb2_grpc,
+    key_service_pb2_grpc,
+    tenant_service_pb2_grpc,
+)
 from infermesh.inference.v1 import inference_service_pb2_grpc
 from infermesh.metrics.v1 import metrics_service_pb2_grpc
 from infermesh.registry.v1 import model_service_pb2_grpc, node_service_pb2_grpc
@@ -27,6 +32,8 @@ class Mesh:
     def __init__(self, channel: grpc.Channel, key: str) -> None:
         self.metadata: tuple[tuple[str, str | bytes], ...] = (("authorization", f"Bearer {key}"),)
         self.keys = key_service_pb2_grpc.KeyServiceStub(channel)
+        self.tenants = tenant_service_pb2_grpc.TenantServiceStub(channel)
+        self.audit = audit_service_pb2_grpc.AuditServiceStub(channel)
         self.tokens = join_token_service_pb2_grpc.JoinTokenServiceStub(channel)
         self.models = model_service_pb2_grpc.ModelServiceStub(channel)
         self.nodes = node_service_pb2_grpc.NodeServiceStub(channel)

@@ -2,7 +2,20 @@
 
 import typer
 
-from services.cli.commands import chat, keys, models, node, nodes, policies, splits, status, up
+from services.cli.commands import (
+    audit,
+    chat,
+    keys,
+    models,
+    node,
+    nodes,
+    policies,
+    projects,
+    splits,
+    status,
+    tenants,
+    up,
+)
 
 app = typer.Typer(
     help="Turns a handful of GPU machines into one LLM endpoint.",
@@ -15,6 +28,9 @@ app.command("up")(up.up)
 app.command("status")(status.status)
 app.command("chat")(chat.chat)
 app.command("node")(node.node)
+app.add_typer(audit.app, name="audit")
+app.add_typer(tenants.app, name="tenants")
+app.add_typer(projects.app, name="projects")
 app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(nodes.app, name="nodes")

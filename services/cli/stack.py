@@ -107,6 +107,7 @@ class _Stack:
                     "KEY_HASH_SECRET": self._hash_secret,
                     "BOOTSTRAP_ADMIN_KEY": self._admin_key,
                     "BOOTSTRAP_NODE_KEY": self._node_key,
+                    "STATE_DIR": str(self._state / "auth"),
                 },
                 after_database,
             ),

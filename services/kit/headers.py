@@ -24,6 +24,10 @@ ROLE = "x-mesh-role"
 MODEL = "x-mesh-model"
 """The model that the call names, set by auth on calls that name one."""
 
+ALLOWED_MODELS = "x-mesh-allowed-models"
+"""Which models the caller's key may use, as `services.kit.globs` writes it; set by auth for keys
+that are bound to some."""
+
 ERROR_BODY = "x-mesh-error"
 """Trailer with the error body in the caller's dialect; Envoy makes it the body for REST callers."""
 

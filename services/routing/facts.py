@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 
+from services.kit.globs import ModelGlobs
 from services.routing import prompt as prompts
 from services.routing.filters import capability
 
@@ -36,6 +37,7 @@ class Facts:
         sees_all: Whether the caller may see what other nodes and other callers' prompts are like.
         is_rest: Whether the caller speaks REST; else it speaks gRPC.
         subset: The addresses that the gateway allows; None for all.
+        globs: Which models the caller's key may use; None for all.
     """
 
     model: str = ""
@@ -54,6 +56,7 @@ class Facts:
     sees_all: bool = False
     is_rest: bool = False
     subset: frozenset[str] | None = None
+    globs: ModelGlobs | None = None
 
     def take_body(self, body: bytes) -> bool:
         """Reads an OpenAI body; returns False, and reads nothing, where it is no JSON object."""

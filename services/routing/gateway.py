@@ -6,7 +6,7 @@ from typing import Any
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf import struct_pb2
 
-from services.kit import headers
+from services.kit import globs, headers
 from services.routing.facts import Facts
 from services.routing.filters import capability
 
@@ -14,7 +14,10 @@ REQUEST_NAMESPACE = "infermesh.request"
 """Where our Envoy puts fields of the body."""
 
 PROMPT_NAMESPACE = "infermesh.prompt"
-"""Where our Envoy puts the prompt's cut and size, the fallback models, and if there are tools."""
+"""Where our Envoy puts the cut of the prompt, its size, and whether there are tools."""
+
+FALLBACKS_NAMESPACE = "infermesh.fallbacks"
+"""Where our Envoy puts the caller's list of fallback models, from an OpenAI body."""
 
 SERVED = "x-gateway-destination-endpoint-served"
 """Where a gateway says which endpoint answered (endpoint picker protocol)."""
@@ -27,6 +30,7 @@ _SUBSET = "x-gateway-destination-endpoint-subset"
 _ORIGINAL_PATH = "x-envoy-original-path"
 _PATH = ":path"
 _DEBUG = "x-debug-mode"
+_OPERATORS = ("admin", "operator", "auditor")
 _REST_PREFIX = "/v1/"
 
 
@@ -39,10 +43,12 @@ def facts_of(request: pb.ProcessingRequest) -> Facts:
             facts.model = _value(header)
         elif key == headers.KEY_ID:
             facts.key_id = _value(header)
+        elif key == headers.ALLOWED_MODELS:
+            facts.globs = globs.read(_value(header))
         elif key == _DEBUG:
             facts.debug = _value(header) == "true"
         elif key == headers.ROLE:
-            facts.sees_all = _value(header) == "admin"
+            facts.sees_all = _value(header) in _OPERATORS
         elif key == _ORIGINAL_PATH or (key == _PATH and _value(header).startswith(_REST_PREFIX)):
             facts.is_rest = True
         elif key == _SUBSET:
@@ -56,11 +62,12 @@ def facts_of(request: pb.ProcessingRequest) -> Facts:
             facts.take_fields(known[REQUEST_NAMESPACE])
         if PROMPT_NAMESPACE in known:
             prompt = known[PROMPT_NAMESPACE].fields
-            if "fallback_models" in prompt:
-                facts.take_encoded_fallbacks(prompt["fallback_models"].string_value)
             if "tools" in prompt and prompt["tools"].bool_value:
                 facts.needs |= capability.TOOLS
             facts.take_encoded_prompt(prompt["text"].string_value, prompt["size"].number_value)
+        if FALLBACKS_NAMESPACE in known:
+            listed = known[FALLBACKS_NAMESPACE].fields["models"].string_value
+            facts.take_encoded_fallbacks(listed)
         if _SUBSET_NAMESPACE in known:
             hint = known[_SUBSET_NAMESPACE]
             if _SUBSET in hint:

@@ -30,15 +30,20 @@ def nothing_for(
             retry_after_s=_drain_s(full, now),
         )
     if not any(view.knows(each) for each in models):
-        return MeshError(
-            errors_pb2.ERROR_REASON_MODEL_NOT_FOUND,
-            f"The model `{model}` does not exist or you do not have access to it.",
-            param="model",
-            metadata={"model": model},
-        )
+        return model_not_found(model)
     return MeshError(
         errors_pb2.ERROR_REASON_NO_NODE_AVAILABLE,
         f"No node serves the model `{model}` now. Try again later.",
+        metadata={"model": model},
+    )
+
+
+def model_not_found(model: str) -> MeshError:
+    """Returns the refusal of a call for a model that is unknown or that its key may not use."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_MODEL_NOT_FOUND,
+        f"The model `{model}` does not exist or you do not have access to it.",
+        param="model",
         metadata={"model": model},
     )
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import xxhash
 
 from infermesh.routing.v1 import split_service_pb2 as pb
+from services.kit.globs import ModelGlobs
+from services.routing import refusals
 from services.routing.book import Book
 from services.routing.facts import Facts
 from services.routing.hedging import HedgeBudget
@@ -58,6 +60,8 @@ class Router:
         model = facts.model
         if split is not None:
             model = split.choose(_caller(facts, split.sticky_by))
+            if facts.globs is not None and not facts.globs.allow(model):
+                model = self._allowed_target(facts, facts.globs)
             self._counts.count(facts.model, model)
         plan = self._book.plan_for(model, facts.level)
         decision = self._scheduler.decide(self.request(facts, model), plan)
@@ -83,7 +87,7 @@ class Router:
         model = facts.model
         if message is not None:
             model = max(message.targets, key=lambda target: target.weight).model
-        return self._chain(model, facts.fallbacks)
+        return self._chain(model, facts)
 
     def plan(self, facts: Facts, model: str) -> Plan:
         """Returns what a call to a model is decided by."""
@@ -101,7 +105,7 @@ class Router:
         """Returns the request that the facts make for a model."""
         who = facts.session_id or facts.user
         return Request(
-            models=self._chain(model, facts.fallbacks),
+            models=self._chain(model, facts),
             framework=facts.framework,
             needs=facts.needs,
             session=xxhash.xxh3_64_intdigest(who.encode()) if who else None,
@@ -112,11 +116,25 @@ class Router:
             subset=facts.subset,
         )
 
-    def _chain(self, model: str, own: Sequence[str]) -> Sequence[str]:
-        fallbacks = own or self._book.fallbacks(model)
-        if not fallbacks:
+    def _allowed_target(self, facts: Facts, globs: ModelGlobs) -> str:
+        # A key that may not use all targets keeps to the largest that it may use.
+        targets = self._book.splits[facts.model].targets
+        allowed = [each for each in targets if each.weight and globs.allow(each.model)]
+        if not allowed:
+            raise refusals.model_not_found(facts.model)
+        return max(allowed, key=lambda target: target.weight).model
+
+    def _chain(self, model: str, facts: Facts) -> Sequence[str]:
+        fallbacks = facts.fallbacks or self._book.fallbacks(model)
+        if not fallbacks and facts.globs is None:
             return (model,)
-        return list(dict.fromkeys((model, *fallbacks)))
+        models = list(dict.fromkeys((model, *fallbacks)))
+        if facts.globs is None:
+            return models
+        allowed = [each for each in models if facts.globs.allow(each)]
+        if not allowed:
+            raise refusals.model_not_found(facts.model)
+        return allowed
 
 
 def _caller(facts: Facts, sticky_by: pb.Stickiness.ValueType) -> str:

@@ -1,6 +1,7 @@
 """The auth service over gRPC, on a real PostgreSQL, with one replica, two, and a cut line."""
 
 import asyncio
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -55,6 +56,7 @@ class Replica:
 def settings(database_url: str, **fields: str) -> AuthSettings:
     values = {"database_url": database_url, "key_hash_secret": "s" * 32, "drain_s": 0.2}
     values |= {"bootstrap_admin_key": ADMIN_KEY, "bootstrap_node_key": NODE_KEY}
+    values |= {"state_dir": tempfile.mkdtemp(prefix="infermesh-auth-")}
     return AuthSettings.model_validate(values | fields)
 
 

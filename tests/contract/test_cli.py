@@ -12,7 +12,12 @@ from google.protobuf import empty_pb2, timestamp_pb2
 from typer.testing import CliRunner
 
 from infermesh.access.v1 import access_pb2
-from infermesh.auth.v1 import key_service_pb2, key_service_pb2_grpc
+from infermesh.auth.v1 import (
+    key_service_pb2,
+    key_service_pb2_grpc,
+    tenant_service_pb2,
+    tenant_service_pb2_grpc,
+)
 from infermesh.errors.v1 import errors_pb2
 from infermesh.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
 from infermesh.metrics.v1 import metrics_service_pb2, metrics_service_pb2_grpc
@@ -41,6 +46,7 @@ NODE = resources_pb2.Node(
 @dataclass
 class Scripted(
     key_service_pb2_grpc.KeyServiceServicer,
+    tenant_service_pb2_grpc.TenantServiceServicer,
     model_service_pb2_grpc.ModelServiceServicer,
     node_service_pb2_grpc.NodeServiceServicer,
     metrics_service_pb2_grpc.MetricsServiceServicer,
@@ -79,6 +85,37 @@ class Scripted(
         if request.key_id != "key_1":
             raise MeshError(errors_pb2.ERROR_REASON_NOT_FOUND, "There is no such key.")
         return key_service_pb2.Key(key_id="key_1", display_name="app")
+
+    async def GetKey(self, request, context):  # noqa: N802
+        self._take(request, context)
+        rules = key_service_pb2.KeyRules(allowed_models=["a"], labels={"team": "old"})
+        return key_service_pb2.Key(key_id="key_1", display_name="app", rules=rules)
+
+    async def UpdateKey(self, request, context):  # noqa: N802
+        self._take(request, context)
+        return key_service_pb2.Key(key_id="key_1", display_name="app")
+
+    async def RotateKey(self, request, context):  # noqa: N802
+        self._take(request, context)
+        until = timestamp_pb2.Timestamp(seconds=1_700_000_000)
+        key = key_service_pb2.Key(key_id="key_1", old_secret_expire_time=until)
+        return key_service_pb2.RotateKeyResponse(key=key, secret="im-newer")
+
+    async def CreateTenant(self, request, context):  # noqa: N802
+        self._take(request, context)
+        return tenant_service_pb2.Tenant(tenant=request.tenant)
+
+    async def ListTenants(self, request, context):  # noqa: N802
+        self._take(request, context)
+        name = "zoo" if request.page_token else "acme"
+        return tenant_service_pb2.ListTenantsResponse(
+            tenants=[tenant_service_pb2.Tenant(tenant=name)],
+            next_page_token="" if request.page_token else "2",
+        )
+
+    async def DeleteProject(self, request, context):  # noqa: N802
+        self._take(request, context)
+        return empty_pb2.Empty()
 
     async def ListModels(self, request, context):  # noqa: N802
         self._take(request, context)
@@ -148,6 +185,7 @@ def scripted(free_port: Callable[[], int]) -> Iterator[Cli]:
         server = grpc.aio.server()
         guarded = guard.guarded(server)
         key_service_pb2_grpc.add_KeyServiceServicer_to_server(mesh, guarded)
+        tenant_service_pb2_grpc.add_TenantServiceServicer_to_server(mesh, guarded)
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(mesh, guarded)
         node_service_pb2_grpc.add_NodeServiceServicer_to_server(mesh, guarded)
         metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(mesh, guarded)
@@ -192,6 +230,63 @@ def test_keys_list_reads_all_pages(cli):
 def test_keys_revoke(cli):
     done = cli("keys", "revoke", "key_1")
     assert (done.exit_code, done.stdout) == (0, "key_1 (app) is revoked.\n")
+
+
+def test_keys_create_with_rules(cli):
+    rules = ("--allow-model", "a*", "--allow-model", "b", "--deny-model", "ab", "--label", "t=x=y")
+    where = ("--network", "10.0.0.0/8", "--project", "web", "--expires", "90d")
+    assert cli("keys", "create", "app", *rules, *where).exit_code == 0
+    (request,) = cli.mesh.asked
+    assert request.project == "web"
+    assert request.ttl.seconds == 90 * 86400
+    assert list(request.rules.allowed_models) == ["a*", "b"]
+    assert list(request.rules.denied_models) == ["ab"]
+    assert list(request.rules.networks) == ["10.0.0.0/8"]
+    assert dict(request.rules.labels) == {"t": "x=y"}
+    assert cli("keys", "create", "app", "--expires", "soon").exit_code == 2
+    assert cli("keys", "create", "app", "--label", "x").exit_code == 2
+
+
+def test_keys_update_leaves_the_rules_that_it_does_not_name(cli):
+    done = cli("keys", "update", "key_1", "--role", "auditor", "--label", "team=new")
+    assert (done.exit_code, done.stdout) == (0, "key_1 (app) is changed.\n")
+    request = cli.mesh.asked[-1]
+    assert request.role == access_pb2.ROLE_AUDITOR
+    assert not request.HasField("display_name")
+    assert list(request.rules.allowed_models) == ["a"]
+    assert dict(request.rules.labels) == {"team": "new"}
+
+    cli("keys", "update", "key_1", "--name", "other")
+    request = cli.mesh.asked[-1]
+    assert not request.HasField("rules")
+    assert not request.HasField("role")
+
+    cli("keys", "update", "key_1", "--free")
+    assert cli.mesh.asked[-1].rules == key_service_pb2.KeyRules()
+    assert cli.mesh.asked[-1].HasField("rules")
+
+
+def test_keys_rotate_prints_the_secret_alone(cli):
+    done = cli("keys", "rotate", "key_1", "--overlap", "0s")
+    assert (done.exit_code, done.stdout) == (0, "im-newer\n")
+    (request,) = cli.mesh.asked
+    assert request.HasField("overlap")
+    assert request.overlap.seconds == 0
+
+
+def test_keys_show(cli):
+    done = cli("keys", "show", "key_1")
+    assert done.exit_code == 0
+    assert ["labels", "team=old"] in [line.split() for line in done.stdout.splitlines()]
+
+
+def test_tenants_and_projects(cli):
+    assert cli("tenants", "create", "acme").exit_code == 0
+    lines = [line.split() for line in cli("tenants", "list").stdout.splitlines()]
+    assert [line[0] for line in lines if line and line[0] in ("acme", "zoo")] == ["acme", "zoo"]
+    assert cli("projects", "delete", "acme", "web").exit_code == 0
+    request = cli.mesh.asked[-1]
+    assert (request.tenant, request.project) == ("acme", "web")
 
 
 def test_models(cli):

@@ -232,7 +232,7 @@ async def test_fallbacks_name_the_models_and_more_addresses_more_retries(mesh: M
     mesh.sync(*nodes, models=("m", "z"))
     await mesh.until_states(m1="", m2="", m3="")
     encoded = base64.b64encode(b'["z", "ghost"]').decode()
-    answer = headers_set(await send(mesh, told(prompt={"fallback_models": encoded})))
+    answer = headers_set(await send(mesh, told(fallbacks={"models": encoded})))
     assert answer["x-mesh-models"] == "m,z"
     ports = [address.rpartition(":")[2] for address in destination_list(answer)]
     assert [len(port) for port in ports] == [1, 1, 1, 2, 2, 2]

@@ -7,7 +7,8 @@ from typing import Any
 from envoy.service.auth.v3 import external_auth_pb2
 
 from infermesh.access.v1 import access_pb2
-from services.auth import access, contracts
+from services.auth import access, audit_policy, contracts
+from services.auth.audit import Recorder
 from services.auth.decision import Decider
 from services.auth.keyring import Keyring
 from services.auth.store import Key
@@ -48,8 +49,9 @@ def make_ring() -> Keyring:
     return ring
 
 
-def make_decider(ring: Keyring) -> Decider:
-    return Decider(ring, access.build_table(contracts.services()), access.ModelNames())
+def make_decider(ring: Keyring, recorder: Recorder | None = None) -> Decider:
+    table = audit_policy.mark(access.build_table(contracts.services()), inference=False)
+    return Decider(ring, table, access.ModelNames(), recorder or Recorder(lambda *_: None))
 
 
 def check_request(

@@ -1,6 +1,9 @@
 """The access that the protos declare, and the grammars that auth reads from them."""
 
+import re
+
 import pytest
+from google.protobuf import descriptor_pb2, descriptor_pool
 
 from infermesh.access.v1 import access_pb2
 from services.auth import access, contracts, secret
@@ -13,6 +16,9 @@ USER = 1 << access_pb2.ROLE_USER
 NODE = 1 << access_pb2.ROLE_NODE
 ADMIN = 1 << access_pb2.ROLE_ADMIN
 JOIN = 1 << access_pb2.ROLE_JOIN
+OPERATOR = 1 << access_pb2.ROLE_OPERATOR
+AUDITOR = 1 << access_pb2.ROLE_AUDITOR
+ALL = USER | NODE | ADMIN | JOIN | OPERATOR | AUDITOR
 
 IDENTIFY = "/infermesh.inference.v1.IdentityService/Identify"
 """What the registry alone calls, past Envoy."""
@@ -23,7 +29,7 @@ def test_every_rpc_of_the_mesh_declares_roles(path: str) -> None:
     if path == IDENTIFY:
         assert path not in TABLE
     else:
-        assert TABLE[path].roles & (USER | NODE | ADMIN | JOIN)
+        assert TABLE[path].roles & ALL
 
 
 def test_a_join_token_opens_one_door_only() -> None:
@@ -39,15 +45,58 @@ def test_all_six_services_are_found() -> None:
 
 
 def test_the_table_says_what_the_protos_say() -> None:
-    assert TABLE[LIST_KEYS] == (ADMIN, False)
-    assert TABLE[REST_CHAT] == TABLE[GRPC_CHAT] == (USER | ADMIN, True)
-    assert TABLE["/infermesh.registry.v1.NodeService/AttachNode"] == (NODE | ADMIN, False)
+    assert TABLE[LIST_KEYS][:2] == (ADMIN | AUDITOR, False)
+    assert TABLE[REST_CHAT][:2] == TABLE[GRPC_CHAT][:2] == (USER | ADMIN, True)
+    assert TABLE["/infermesh.registry.v1.NodeService/AttachNode"][:2] == (NODE | ADMIN, False)
+
+
+def test_an_rpc_without_a_role_is_no_rpc_to_callers() -> None:
+    # What makes the test of every RPC above fail for a new one that declares nothing.
+    file = descriptor_pb2.FileDescriptorProto(name="bare.proto", package="bare", syntax="proto3")
+    file.message_type.add(name="Empty")
+    service = file.service.add(name="Bare")
+    service.method.add(name="Do", input_type=".bare.Empty", output_type=".bare.Empty")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    table = access.build_table([pool.FindServiceByName("bare.Bare")])
+    assert not any(path.startswith("/bare.") for path in table)
+
+
+def test_operators_run_the_mesh_and_hold_no_keys() -> None:
+    may = {path for path, found in TABLE.items() if found.roles & OPERATOR}
+    services = {path.split("/")[1] for path in may if path.startswith("/infermesh.")}
+    assert services == {
+        "infermesh.metrics.v1.MetricsService",
+        "infermesh.registry.v1.ModelService",
+        "infermesh.registry.v1.NodeService",
+        "infermesh.routing.v1.PolicyService",
+        "infermesh.routing.v1.RoutingService",
+        "infermesh.routing.v1.SplitService",
+    }
+    assert "/infermesh.registry.v1.NodeService/AttachNode" not in may
+    for service in SERVICES:
+        if service.full_name in services - {"infermesh.registry.v1.NodeService"}:
+            assert all(f"/{service.full_name}/{m.name}" in may for m in service.methods)
+
+
+def test_auditors_read_everything_and_change_nothing() -> None:
+    reads = re.compile(r"(Get|List|Verify|Export|Watch|Explain)")
+    for path, found in TABLE.items():
+        if path.startswith("/infermesh.") and path != IDENTIFY:
+            name = path.rpartition("/")[2]
+            assert bool(found.roles & AUDITOR) == bool(reads.match(name)), path
+
+
+def test_admins_may_whatever_an_operator_or_an_auditor_may() -> None:
+    assert all(
+        found.roles & ADMIN for found in TABLE.values() if found.roles & (OPERATOR | AUDITOR)
+    )
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 def test_any_key_may_reflect(version: str) -> None:
     path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
-    assert TABLE[path] == (USER | NODE | ADMIN | JOIN, False)
+    assert TABLE[path] == access.Access(ALL, names_model=False)
 
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "org/Model_1.5:latest@main+x", "a" * 200])

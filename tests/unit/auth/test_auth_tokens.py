@@ -7,7 +7,6 @@ import pytest
 from google.rpc import code_pb2
 
 from infermesh.access.v1 import access_pb2
-from services.auth import audit
 from services.auth.decision import Decider
 from services.auth.keyring import Keyring
 from services.auth.keys import Keys
@@ -132,16 +131,3 @@ def test_other_refusals_and_good_joins_are_not(caplog: pytest.LogCaptureFixture)
     decider.decide(check_request(LIST_KEYS, grpc_headers("im-" + "x" * 43)))
     decider.decide(check_request(ATTACH, grpc_headers(SECRETS[access_pb2.ROLE_NODE])))
     assert caplog.records == []
-
-
-def test_a_flood_of_refused_joins_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
-    now = [0.0]
-    record = audit.JoinAudit(lambda: now[0])
-    request = check_request(ATTACH, {})
-    error = MeshError(1, "no")
-    for _ in range(1000):
-        record.refused(request.attributes, None, error)
-    assert len(caplog.records) == 60
-    now[0] = 60.0
-    record.refused(request.attributes, None, error)
-    assert vars(caplog.records[-1])["suppressed_before"] == 940

@@ -107,5 +107,9 @@ def test_envoy_makes_the_same_cut_and_says_what_it_sends() -> None:
         samples += [at * 1024 for at in range(int(first), int(last) + 1, int(step or 1))]
     assert tuple(samples) == prompt._SAMPLES
     assert f"{{key: {ONE_MESSAGE[0]}, value: {ONE_MESSAGE[1]}}}" in config
-    for namespace in (gateway.REQUEST_NAMESPACE, gateway.PROMPT_NAMESPACE):
+    for namespace in (
+        gateway.REQUEST_NAMESPACE,
+        gateway.PROMPT_NAMESPACE,
+        gateway.FALLBACKS_NAMESPACE,
+    ):
         assert re.search(rf"forwarding_namespaces: {{untyped: \[.*{re.escape(namespace)}", config)

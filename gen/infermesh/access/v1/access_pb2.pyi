@@ -35,6 +35,12 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """Everything that a user may, and the administration of the mesh."""
     ROLE_JOIN: _Role.ValueType  # 4
     """Exchanges itself for the key of a node and can do nothing else; join tokens have it."""
+    ROLE_OPERATOR: _Role.ValueType  # 5
+    """Runs the mesh: nodes, models, policies and splits. No keys, no tenants, no inference, and no
+    tenant's usage.
+    """
+    ROLE_AUDITOR: _Role.ValueType  # 6
+    """Reads what there is to read, keys without their secrets included, and changes nothing."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """Says what a key may do. Roles are sets of permissions, not ranks: a node key cannot chat."""
@@ -49,6 +55,12 @@ ROLE_ADMIN: Role.ValueType  # 3
 """Everything that a user may, and the administration of the mesh."""
 ROLE_JOIN: Role.ValueType  # 4
 """Exchanges itself for the key of a node and can do nothing else; join tokens have it."""
+ROLE_OPERATOR: Role.ValueType  # 5
+"""Runs the mesh: nodes, models, policies and splits. No keys, no tenants, no inference, and no
+tenant's usage.
+"""
+ROLE_AUDITOR: Role.ValueType  # 6
+"""Reads what there is to read, keys without their secrets included, and changes nothing."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 ALLOWED_ROLES_FIELD_NUMBER: _builtins.int

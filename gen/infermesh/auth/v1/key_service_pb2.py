@@ -24,23 +24,50 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from infermesh.access.v1 import access_pb2 as infermesh_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#infermesh/auth/v1/key_service.proto\x12\x11infermesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a infermesh/access/v1/access.proto\"\x87\x02\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.infermesh.access.v1.Role\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x0e\n\x06prefix\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb3\x01\n\x10\x43reateKeyRequest\x12\x34\n\x0c\x64isplay_name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]+$\x12\x33\n\x04role\x18\x02 \x01(\x0e\x32\x19.infermesh.access.v1.RoleB\n\xbaH\x07\x82\x01\x04\x10\x01 \x04\x12\x34\n\x06tenant\x18\x03 \x01(\tB$\xbaH!r\x1f\x32\x1d^([a-z0-9][a-z0-9_-]{0,62})?$\"H\n\x11\x43reateKeyResponse\x12#\n\x03key\x18\x01 \x01(\x0b\x32\x16.infermesh.auth.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"*\n\rGetKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"N\n\x0fListKeysRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"Q\n\x10ListKeysResponse\x12$\n\x04keys\x18\x01 \x03(\x0b\x32\x16.infermesh.auth.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"-\n\x10RevokeKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@2\xcc\x03\n\nKeyService\x12u\n\tCreateKey\x12#.infermesh.auth.v1.CreateKeyRequest\x1a$.infermesh.auth.v1.CreateKeyResponse\"\x1d\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x12\"\r/mesh/v1/keys:\x01*\x12g\n\x06GetKey\x12 .infermesh.auth.v1.GetKeyRequest\x1a\x16.infermesh.auth.v1.Key\"#\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x18\x12\x16/mesh/v1/keys/{key_id}\x12o\n\x08ListKeys\x12\".infermesh.auth.v1.ListKeysRequest\x1a#.infermesh.auth.v1.ListKeysResponse\"\x1a\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x0f\x12\r/mesh/v1/keys\x12m\n\tRevokeKey\x12#.infermesh.auth.v1.RevokeKeyRequest\x1a\x16.infermesh.auth.v1.Key\"#\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x18*\x16/mesh/v1/keys/{key_id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#infermesh/auth/v1/key_service.proto\x12\x11infermesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a infermesh/access/v1/access.proto\"\xb3\x03\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.infermesh.access.v1.Role\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x0e\n\x06prefix\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07project\x18\t \x01(\t\x12*\n\x05rules\x18\n \x01(\x0b\x32\x1b.infermesh.auth.v1.KeyRules\x12:\n\x16old_secret_expire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xca\x03\n\x08KeyRules\x12M\n\x0e\x61llowed_models\x18\x01 \x03(\tB5\xbaH2\x92\x01/\x10\x32\"+r)\x18\xc8\x01\x32$^[A-Za-z0-9*?][A-Za-z0-9._:/@+*?-]*$\x12L\n\rdenied_models\x18\x02 \x03(\tB5\xbaH2\x92\x01/\x10\x32\"+r)\x18\xc8\x01\x32$^[A-Za-z0-9*?][A-Za-z0-9._:/@+*?-]*$\x12#\n\x08networks\x18\x03 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x32\"\x07r\x05\x18+\xe8\x01\x01\x12\x45\n\x0c\x63ors_origins\x18\x04 \x03(\tB/\xbaH,\x92\x01)\x10\x14\"%r#\x18\xc8\x01\x32\x1e^https?://[A-Za-z0-9.:\\[\\]-]+$\x12\x85\x01\n\x06labels\x18\x05 \x03(\x0b\x32\'.infermesh.auth.v1.KeyRules.LabelsEntryBL\xbaHI\x9a\x01\x46\x10 \"&r$2\"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$*\x1ar\x18\x18\xc8\x01\x32\x13^[^\\x00-\\x1f\\x7f]*$\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd2\x02\n\x10\x43reateKeyRequest\x12\x34\n\x0c\x64isplay_name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]+$\x12\x33\n\x04role\x18\x02 \x01(\x0e\x32\x19.infermesh.access.v1.RoleB\n\xbaH\x07\x82\x01\x04\x10\x01 \x04\x12\x34\n\x06tenant\x18\x03 \x01(\tB$\xbaH!r\x1f\x32\x1d^([a-z0-9][a-z0-9_-]{0,62})?$\x12\x35\n\x07project\x18\x04 \x01(\tB$\xbaH!r\x1f\x32\x1d^([a-z0-9][a-z0-9_-]{0,62})?$\x12:\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\x0c\"\x06\x08\x80\x86\xb0\x96\x01\x32\x02\x08\x01\x12*\n\x05rules\x18\x06 \x01(\x0b\x32\x1b.infermesh.auth.v1.KeyRules\"\xea\x01\n\x10UpdateKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x39\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]+$H\x00\x88\x01\x01\x12:\n\x04role\x18\x03 \x01(\x0e\x32\x19.infermesh.access.v1.RoleB\x0c\xbaH\t\x82\x01\x06\x10\x01 \x00 \x04H\x01\x88\x01\x01\x12*\n\x05rules\x18\x04 \x01(\x0b\x32\x1b.infermesh.auth.v1.KeyRulesB\x0f\n\r_display_nameB\x07\n\x05_role\"j\n\x10RotateKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12;\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x05\x08\x80\xce\xda\x03\x32\x00\"H\n\x11RotateKeyResponse\x12#\n\x03key\x18\x01 \x01(\x0b\x32\x16.infermesh.auth.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"H\n\x11\x43reateKeyResponse\x12#\n\x03key\x18\x01 \x01(\x0b\x32\x16.infermesh.auth.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"*\n\rGetKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"N\n\x0fListKeysRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"Q\n\x10ListKeysResponse\x12$\n\x04keys\x18\x01 \x03(\x0b\x32\x16.infermesh.auth.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"-\n\x10RevokeKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@2\xc8\x05\n\nKeyService\x12u\n\tCreateKey\x12#.infermesh.auth.v1.CreateKeyRequest\x1a$.infermesh.auth.v1.CreateKeyResponse\"\x1d\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x12\"\r/mesh/v1/keys:\x01*\x12h\n\x06GetKey\x12 .infermesh.auth.v1.GetKeyRequest\x1a\x16.infermesh.auth.v1.Key\"$\xb2\xe1\x18\x02\x03\x06\x82\xd3\xe4\x93\x02\x18\x12\x16/mesh/v1/keys/{key_id}\x12p\n\x08ListKeys\x12\".infermesh.auth.v1.ListKeysRequest\x1a#.infermesh.auth.v1.ListKeysResponse\"\x1b\xb2\xe1\x18\x02\x03\x06\x82\xd3\xe4\x93\x02\x0f\x12\r/mesh/v1/keys\x12p\n\tUpdateKey\x12#.infermesh.auth.v1.UpdateKeyRequest\x1a\x16.infermesh.auth.v1.Key\"&\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x1b\x32\x16/mesh/v1/keys/{key_id}:\x01*\x12\x85\x01\n\tRotateKey\x12#.infermesh.auth.v1.RotateKeyRequest\x1a$.infermesh.auth.v1.RotateKeyResponse\"-\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\"\"\x1d/mesh/v1/keys/{key_id}:rotate:\x01*\x12m\n\tRevokeKey\x12#.infermesh.auth.v1.RevokeKeyRequest\x1a\x16.infermesh.auth.v1.Key\"#\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x18*\x16/mesh/v1/keys/{key_id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'infermesh.auth.v1.key_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_KEYRULES_LABELSENTRY']._loaded_options = None
+  _globals['_KEYRULES_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_KEYRULES'].fields_by_name['allowed_models']._loaded_options = None
+  _globals['_KEYRULES'].fields_by_name['allowed_models']._serialized_options = b'\272H2\222\001/\0202\"+r)\030\310\0012$^[A-Za-z0-9*?][A-Za-z0-9._:/@+*?-]*$'
+  _globals['_KEYRULES'].fields_by_name['denied_models']._loaded_options = None
+  _globals['_KEYRULES'].fields_by_name['denied_models']._serialized_options = b'\272H2\222\001/\0202\"+r)\030\310\0012$^[A-Za-z0-9*?][A-Za-z0-9._:/@+*?-]*$'
+  _globals['_KEYRULES'].fields_by_name['networks']._loaded_options = None
+  _globals['_KEYRULES'].fields_by_name['networks']._serialized_options = b'\272H\016\222\001\013\0202\"\007r\005\030+\350\001\001'
+  _globals['_KEYRULES'].fields_by_name['cors_origins']._loaded_options = None
+  _globals['_KEYRULES'].fields_by_name['cors_origins']._serialized_options = b'\272H,\222\001)\020\024\"%r#\030\310\0012\036^https?://[A-Za-z0-9.:\\[\\]-]+$'
+  _globals['_KEYRULES'].fields_by_name['labels']._loaded_options = None
+  _globals['_KEYRULES'].fields_by_name['labels']._serialized_options = b'\272HI\232\001F\020 \"&r$2\"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$*\032r\030\030\310\0012\023^[^\\x00-\\x1f\\x7f]*$'
   _globals['_CREATEKEYREQUEST'].fields_by_name['display_name']._loaded_options = None
   _globals['_CREATEKEYREQUEST'].fields_by_name['display_name']._serialized_options = b'\272H\033r\031\020\001\030d2\023^[^\\x00-\\x1f\\x7f]+$'
   _globals['_CREATEKEYREQUEST'].fields_by_name['role']._loaded_options = None
   _globals['_CREATEKEYREQUEST'].fields_by_name['role']._serialized_options = b'\272H\007\202\001\004\020\001 \004'
   _globals['_CREATEKEYREQUEST'].fields_by_name['tenant']._loaded_options = None
   _globals['_CREATEKEYREQUEST'].fields_by_name['tenant']._serialized_options = b'\272H!r\0372\035^([a-z0-9][a-z0-9_-]{0,62})?$'
+  _globals['_CREATEKEYREQUEST'].fields_by_name['project']._loaded_options = None
+  _globals['_CREATEKEYREQUEST'].fields_by_name['project']._serialized_options = b'\272H!r\0372\035^([a-z0-9][a-z0-9_-]{0,62})?$'
+  _globals['_CREATEKEYREQUEST'].fields_by_name['ttl']._loaded_options = None
+  _globals['_CREATEKEYREQUEST'].fields_by_name['ttl']._serialized_options = b'\272H\017\252\001\014\"\006\010\200\206\260\226\0012\002\010\001'
+  _globals['_UPDATEKEYREQUEST'].fields_by_name['key_id']._loaded_options = None
+  _globals['_UPDATEKEYREQUEST'].fields_by_name['key_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_UPDATEKEYREQUEST'].fields_by_name['display_name']._loaded_options = None
+  _globals['_UPDATEKEYREQUEST'].fields_by_name['display_name']._serialized_options = b'\272H\033r\031\020\001\030d2\023^[^\\x00-\\x1f\\x7f]+$'
+  _globals['_UPDATEKEYREQUEST'].fields_by_name['role']._loaded_options = None
+  _globals['_UPDATEKEYREQUEST'].fields_by_name['role']._serialized_options = b'\272H\t\202\001\006\020\001 \000 \004'
+  _globals['_ROTATEKEYREQUEST'].fields_by_name['key_id']._loaded_options = None
+  _globals['_ROTATEKEYREQUEST'].fields_by_name['key_id']._serialized_options = b'\272H\006r\004\020\001\030@'
+  _globals['_ROTATEKEYREQUEST'].fields_by_name['overlap']._loaded_options = None
+  _globals['_ROTATEKEYREQUEST'].fields_by_name['overlap']._serialized_options = b'\272H\014\252\001\t\"\005\010\200\316\332\0032\000'
   _globals['_GETKEYREQUEST'].fields_by_name['key_id']._loaded_options = None
   _globals['_GETKEYREQUEST'].fields_by_name['key_id']._serialized_options = b'\272H\006r\004\020\001\030@'
   _globals['_LISTKEYSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -52,25 +79,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYSERVICE'].methods_by_name['CreateKey']._loaded_options = None
   _globals['_KEYSERVICE'].methods_by_name['CreateKey']._serialized_options = b'\262\341\030\001\003\202\323\344\223\002\022\"\r/mesh/v1/keys:\001*'
   _globals['_KEYSERVICE'].methods_by_name['GetKey']._loaded_options = None
-  _globals['_KEYSERVICE'].methods_by_name['GetKey']._serialized_options = b'\262\341\030\001\003\202\323\344\223\002\030\022\026/mesh/v1/keys/{key_id}'
+  _globals['_KEYSERVICE'].methods_by_name['GetKey']._serialized_options = b'\262\341\030\002\003\006\202\323\344\223\002\030\022\026/mesh/v1/keys/{key_id}'
   _globals['_KEYSERVICE'].methods_by_name['ListKeys']._loaded_options = None
-  _globals['_KEYSERVICE'].methods_by_name['ListKeys']._serialized_options = b'\262\341\030\001\003\202\323\344\223\002\017\022\r/mesh/v1/keys'
+  _globals['_KEYSERVICE'].methods_by_name['ListKeys']._serialized_options = b'\262\341\030\002\003\006\202\323\344\223\002\017\022\r/mesh/v1/keys'
+  _globals['_KEYSERVICE'].methods_by_name['UpdateKey']._loaded_options = None
+  _globals['_KEYSERVICE'].methods_by_name['UpdateKey']._serialized_options = b'\262\341\030\001\003\202\323\344\223\002\0332\026/mesh/v1/keys/{key_id}:\001*'
+  _globals['_KEYSERVICE'].methods_by_name['RotateKey']._loaded_options = None
+  _globals['_KEYSERVICE'].methods_by_name['RotateKey']._serialized_options = b'\262\341\030\001\003\202\323\344\223\002\"\"\035/mesh/v1/keys/{key_id}:rotate:\001*'
   _globals['_KEYSERVICE'].methods_by_name['RevokeKey']._loaded_options = None
   _globals['_KEYSERVICE'].methods_by_name['RevokeKey']._serialized_options = b'\262\341\030\001\003\202\323\344\223\002\030*\026/mesh/v1/keys/{key_id}'
-  _globals['_KEY']._serialized_start=185
-  _globals['_KEY']._serialized_end=448
-  _globals['_CREATEKEYREQUEST']._serialized_start=451
-  _globals['_CREATEKEYREQUEST']._serialized_end=630
-  _globals['_CREATEKEYRESPONSE']._serialized_start=632
-  _globals['_CREATEKEYRESPONSE']._serialized_end=704
-  _globals['_GETKEYREQUEST']._serialized_start=706
-  _globals['_GETKEYREQUEST']._serialized_end=748
-  _globals['_LISTKEYSREQUEST']._serialized_start=750
-  _globals['_LISTKEYSREQUEST']._serialized_end=828
-  _globals['_LISTKEYSRESPONSE']._serialized_start=830
-  _globals['_LISTKEYSRESPONSE']._serialized_end=911
-  _globals['_REVOKEKEYREQUEST']._serialized_start=913
-  _globals['_REVOKEKEYREQUEST']._serialized_end=958
-  _globals['_KEYSERVICE']._serialized_start=961
-  _globals['_KEYSERVICE']._serialized_end=1421
+  _globals['_KEY']._serialized_start=217
+  _globals['_KEY']._serialized_end=652
+  _globals['_KEYRULES']._serialized_start=655
+  _globals['_KEYRULES']._serialized_end=1113
+  _globals['_KEYRULES_LABELSENTRY']._serialized_start=1068
+  _globals['_KEYRULES_LABELSENTRY']._serialized_end=1113
+  _globals['_CREATEKEYREQUEST']._serialized_start=1116
+  _globals['_CREATEKEYREQUEST']._serialized_end=1454
+  _globals['_UPDATEKEYREQUEST']._serialized_start=1457
+  _globals['_UPDATEKEYREQUEST']._serialized_end=1691
+  _globals['_ROTATEKEYREQUEST']._serialized_start=1693
+  _globals['_ROTATEKEYREQUEST']._serialized_end=1799
+  _globals['_ROTATEKEYRESPONSE']._serialized_start=1801
+  _globals['_ROTATEKEYRESPONSE']._serialized_end=1873
+  _globals['_CREATEKEYRESPONSE']._serialized_start=1875
+  _globals['_CREATEKEYRESPONSE']._serialized_end=1947
+  _globals['_GETKEYREQUEST']._serialized_start=1949
+  _globals['_GETKEYREQUEST']._serialized_end=1991
+  _globals['_LISTKEYSREQUEST']._serialized_start=1993
+  _globals['_LISTKEYSREQUEST']._serialized_end=2071
+  _globals['_LISTKEYSRESPONSE']._serialized_start=2073
+  _globals['_LISTKEYSRESPONSE']._serialized_end=2154
+  _globals['_REVOKEKEYREQUEST']._serialized_start=2156
+  _globals['_REVOKEKEYREQUEST']._serialized_end=2201
+  _globals['_KEYSERVICE']._serialized_start=2204
+  _globals['_KEYSERVICE']._serialized_end=2916
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,16 @@ class KeyServiceStub:
                 request_serializer=infermesh_dot_auth_dot_v1_dot_key__service__pb2.ListKeysRequest.SerializeToString,
                 response_deserializer=infermesh_dot_auth_dot_v1_dot_key__service__pb2.ListKeysResponse.FromString,
                 _registered_method=True)
+        self.UpdateKey = channel.unary_unary(
+                '/infermesh.auth.v1.KeyService/UpdateKey',
+                request_serializer=infermesh_dot_auth_dot_v1_dot_key__service__pb2.UpdateKeyRequest.SerializeToString,
+                response_deserializer=infermesh_dot_auth_dot_v1_dot_key__service__pb2.Key.FromString,
+                _registered_method=True)
+        self.RotateKey = channel.unary_unary(
+                '/infermesh.auth.v1.KeyService/RotateKey',
+                request_serializer=infermesh_dot_auth_dot_v1_dot_key__service__pb2.RotateKeyRequest.SerializeToString,
+                response_deserializer=infermesh_dot_auth_dot_v1_dot_key__service__pb2.RotateKeyResponse.FromString,
+                _registered_method=True)
         self.RevokeKey = channel.unary_unary(
                 '/infermesh.auth.v1.KeyService/RevokeKey',
                 request_serializer=infermesh_dot_auth_dot_v1_dot_key__service__pb2.RevokeKeyRequest.SerializeToString,
@@ -62,7 +72,8 @@ class KeyServiceServicer:
     """
 
     def CreateKey(self, request, context):
-        """Creates a key and returns it with its secret, which cannot be read again.
+        """Creates a key and returns it with its secret, which cannot be read again. A tenant or a project
+        that does not exist yet is made with it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,9 +93,28 @@ class KeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateKey(self, request, context):
+        """Changes a key; every auth replica decides by it within a second. Fails with NOT_FOUND, and with
+        FAILED_PRECONDITION for a key that is revoked, for a join token, where the last valid admin key
+        would lose its role, and for the role of a key that auth's own settings set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateKey(self, request, context):
+        """Gives a key a new secret, returned this once. The secret until now stays valid for the overlap;
+        one that was still valid from an earlier rotation ends at once. Fails with NOT_FOUND, and with
+        FAILED_PRECONDITION for a key that is revoked or expired, for a join token, and for a key whose
+        secret auth's own settings set.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RevokeKey(self, request, context):
-        """Revokes a key for good; every auth replica refuses it within a second. Revoking a revoked key
-        changes nothing. Fails with NOT_FOUND.
+        """Revokes a key for good, both its secrets where it has two; every auth replica refuses it
+        within a second. Revoking a revoked key changes nothing. Fails with NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,6 +137,16 @@ def add_KeyServiceServicer_to_server(servicer, server):
                     servicer.ListKeys,
                     request_deserializer=infermesh_dot_auth_dot_v1_dot_key__service__pb2.ListKeysRequest.FromString,
                     response_serializer=infermesh_dot_auth_dot_v1_dot_key__service__pb2.ListKeysResponse.SerializeToString,
+            ),
+            'UpdateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateKey,
+                    request_deserializer=infermesh_dot_auth_dot_v1_dot_key__service__pb2.UpdateKeyRequest.FromString,
+                    response_serializer=infermesh_dot_auth_dot_v1_dot_key__service__pb2.Key.SerializeToString,
+            ),
+            'RotateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKey,
+                    request_deserializer=infermesh_dot_auth_dot_v1_dot_key__service__pb2.RotateKeyRequest.FromString,
+                    response_serializer=infermesh_dot_auth_dot_v1_dot_key__service__pb2.RotateKeyResponse.SerializeToString,
             ),
             'RevokeKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeKey,
@@ -196,6 +236,60 @@ class KeyService:
             '/infermesh.auth.v1.KeyService/ListKeys',
             infermesh_dot_auth_dot_v1_dot_key__service__pb2.ListKeysRequest.SerializeToString,
             infermesh_dot_auth_dot_v1_dot_key__service__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infermesh.auth.v1.KeyService/UpdateKey',
+            infermesh_dot_auth_dot_v1_dot_key__service__pb2.UpdateKeyRequest.SerializeToString,
+            infermesh_dot_auth_dot_v1_dot_key__service__pb2.Key.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infermesh.auth.v1.KeyService/RotateKey',
+            infermesh_dot_auth_dot_v1_dot_key__service__pb2.RotateKeyRequest.SerializeToString,
+            infermesh_dot_auth_dot_v1_dot_key__service__pb2.RotateKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,14 +34,27 @@ class KeyServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> KeyServiceAsyncStub: ...
     CreateKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.CreateKeyRequest, _key_service_pb2.CreateKeyResponse]
-    """Creates a key and returns it with its secret, which cannot be read again."""
+    """Creates a key and returns it with its secret, which cannot be read again. A tenant or a project
+    that does not exist yet is made with it.
+    """
     GetKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.GetKeyRequest, _key_service_pb2.Key]
     """Returns one key, without its secret. Fails with NOT_FOUND."""
     ListKeys: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.ListKeysRequest, _key_service_pb2.ListKeysResponse]
     """Lists keys, newest first, revoked ones included."""
+    UpdateKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.UpdateKeyRequest, _key_service_pb2.Key]
+    """Changes a key; every auth replica decides by it within a second. Fails with NOT_FOUND, and with
+    FAILED_PRECONDITION for a key that is revoked, for a join token, where the last valid admin key
+    would lose its role, and for the role of a key that auth's own settings set.
+    """
+    RotateKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.RotateKeyRequest, _key_service_pb2.RotateKeyResponse]
+    """Gives a key a new secret, returned this once. The secret until now stays valid for the overlap;
+    one that was still valid from an earlier rotation ends at once. Fails with NOT_FOUND, and with
+    FAILED_PRECONDITION for a key that is revoked or expired, for a join token, and for a key whose
+    secret auth's own settings set.
+    """
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_key_service_pb2.RevokeKeyRequest, _key_service_pb2.Key]
-    """Revokes a key for good; every auth replica refuses it within a second. Revoking a revoked key
-    changes nothing. Fails with NOT_FOUND.
+    """Revokes a key for good, both its secrets where it has two; every auth replica refuses it
+    within a second. Revoking a revoked key changes nothing. Fails with NOT_FOUND.
     """
 
 @_typing.type_check_only
@@ -50,14 +63,27 @@ class KeyServiceAsyncStub(KeyServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.CreateKeyRequest, _key_service_pb2.CreateKeyResponse]  # type: ignore[assignment]
-    """Creates a key and returns it with its secret, which cannot be read again."""
+    """Creates a key and returns it with its secret, which cannot be read again. A tenant or a project
+    that does not exist yet is made with it.
+    """
     GetKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.GetKeyRequest, _key_service_pb2.Key]  # type: ignore[assignment]
     """Returns one key, without its secret. Fails with NOT_FOUND."""
     ListKeys: _aio.UnaryUnaryMultiCallable[_key_service_pb2.ListKeysRequest, _key_service_pb2.ListKeysResponse]  # type: ignore[assignment]
     """Lists keys, newest first, revoked ones included."""
+    UpdateKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.UpdateKeyRequest, _key_service_pb2.Key]  # type: ignore[assignment]
+    """Changes a key; every auth replica decides by it within a second. Fails with NOT_FOUND, and with
+    FAILED_PRECONDITION for a key that is revoked, for a join token, where the last valid admin key
+    would lose its role, and for the role of a key that auth's own settings set.
+    """
+    RotateKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.RotateKeyRequest, _key_service_pb2.RotateKeyResponse]  # type: ignore[assignment]
+    """Gives a key a new secret, returned this once. The secret until now stays valid for the overlap;
+    one that was still valid from an earlier rotation ends at once. Fails with NOT_FOUND, and with
+    FAILED_PRECONDITION for a key that is revoked or expired, for a join token, and for a key whose
+    secret auth's own settings set.
+    """
     RevokeKey: _aio.UnaryUnaryMultiCallable[_key_service_pb2.RevokeKeyRequest, _key_service_pb2.Key]  # type: ignore[assignment]
-    """Revokes a key for good; every auth replica refuses it within a second. Revoking a revoked key
-    changes nothing. Fails with NOT_FOUND.
+    """Revokes a key for good, both its secrets where it has two; every auth replica refuses it
+    within a second. Revoking a revoked key changes nothing. Fails with NOT_FOUND.
     """
 
 class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -69,7 +95,9 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _key_service_pb2.CreateKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_key_service_pb2.CreateKeyResponse, _abc.Awaitable[_key_service_pb2.CreateKeyResponse]]:
-        """Creates a key and returns it with its secret, which cannot be read again."""
+        """Creates a key and returns it with its secret, which cannot be read again. A tenant or a project
+        that does not exist yet is made with it.
+        """
 
     @_abc_1.abstractmethod
     def GetKey(
@@ -88,13 +116,36 @@ class KeyServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists keys, newest first, revoked ones included."""
 
     @_abc_1.abstractmethod
+    def UpdateKey(
+        self,
+        request: _key_service_pb2.UpdateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_service_pb2.Key, _abc.Awaitable[_key_service_pb2.Key]]:
+        """Changes a key; every auth replica decides by it within a second. Fails with NOT_FOUND, and with
+        FAILED_PRECONDITION for a key that is revoked, for a join token, where the last valid admin key
+        would lose its role, and for the role of a key that auth's own settings set.
+        """
+
+    @_abc_1.abstractmethod
+    def RotateKey(
+        self,
+        request: _key_service_pb2.RotateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_key_service_pb2.RotateKeyResponse, _abc.Awaitable[_key_service_pb2.RotateKeyResponse]]:
+        """Gives a key a new secret, returned this once. The secret until now stays valid for the overlap;
+        one that was still valid from an earlier rotation ends at once. Fails with NOT_FOUND, and with
+        FAILED_PRECONDITION for a key that is revoked or expired, for a join token, and for a key whose
+        secret auth's own settings set.
+        """
+
+    @_abc_1.abstractmethod
     def RevokeKey(
         self,
         request: _key_service_pb2.RevokeKeyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_key_service_pb2.Key, _abc.Awaitable[_key_service_pb2.Key]]:
-        """Revokes a key for good; every auth replica refuses it within a second. Revoking a revoked key
-        changes nothing. Fails with NOT_FOUND.
+        """Revokes a key for good, both its secrets where it has two; every auth replica refuses it
+        within a second. Revoking a revoked key changes nothing. Fails with NOT_FOUND.
         """
 
 def add_KeyServiceServicer_to_server(servicer: KeyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,7 +27,7 @@ from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from infermesh.access.v1 import access_pb2 as infermesh_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*infermesh/metrics/v1/metrics_service.proto\x12\x14infermesh.metrics.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a infermesh/access/v1/access.proto\"\x16\n\x14GetExpositionRequest\"\x16\n\x14GetMeshHealthRequest\"N\n\x15GetMeshHealthResponse\x12\x35\n\x08services\x18\x01 \x03(\x0b\x32#.infermesh.metrics.v1.ServiceHealth\"f\n\rServiceHealth\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07serving\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x17\n\nlatency_ms\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_latency_ms2\x83\x02\n\x0eMetricsService\x12h\n\rGetExposition\x12*.infermesh.metrics.v1.GetExpositionRequest\x1a\x14.google.api.HttpBody\"\x15\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\n\x12\x08/metrics\x12\x86\x01\n\rGetMeshHealth\x12*.infermesh.metrics.v1.GetMeshHealthRequest\x1a+.infermesh.metrics.v1.GetMeshHealthResponse\"\x1c\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x11\x12\x0f/mesh/v1/healthb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*infermesh/metrics/v1/metrics_service.proto\x12\x14infermesh.metrics.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a infermesh/access/v1/access.proto\"\x16\n\x14GetExpositionRequest\"\x16\n\x14GetMeshHealthRequest\"N\n\x15GetMeshHealthResponse\x12\x35\n\x08services\x18\x01 \x03(\x0b\x32#.infermesh.metrics.v1.ServiceHealth\"f\n\rServiceHealth\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07serving\x18\x02 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\x12\x17\n\nlatency_ms\x18\x04 \x01(\x01H\x00\x88\x01\x01\x42\r\n\x0b_latency_ms2\x87\x02\n\x0eMetricsService\x12j\n\rGetExposition\x12*.infermesh.metrics.v1.GetExpositionRequest\x1a\x14.google.api.HttpBody\"\x17\xb2\xe1\x18\x03\x03\x05\x06\x82\xd3\xe4\x93\x02\n\x12\x08/metrics\x12\x88\x01\n\rGetMeshHealth\x12*.infermesh.metrics.v1.GetMeshHealthRequest\x1a+.infermesh.metrics.v1.GetMeshHealthResponse\"\x1e\xb2\xe1\x18\x03\x03\x05\x06\x82\xd3\xe4\x93\x02\x11\x12\x0f/mesh/v1/healthb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,9 +35,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'infermesh.metrics.v1.metric
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_METRICSSERVICE'].methods_by_name['GetExposition']._loaded_options = None
-  _globals['_METRICSSERVICE'].methods_by_name['GetExposition']._serialized_options = b'\262\341\030\001\003\202\323\344\223\002\n\022\010/metrics'
+  _globals['_METRICSSERVICE'].methods_by_name['GetExposition']._serialized_options = b'\262\341\030\003\003\005\006\202\323\344\223\002\n\022\010/metrics'
   _globals['_METRICSSERVICE'].methods_by_name['GetMeshHealth']._loaded_options = None
-  _globals['_METRICSSERVICE'].methods_by_name['GetMeshHealth']._serialized_options = b'\262\341\030\001\003\202\323\344\223\002\021\022\017/mesh/v1/health'
+  _globals['_METRICSSERVICE'].methods_by_name['GetMeshHealth']._serialized_options = b'\262\341\030\003\003\005\006\202\323\344\223\002\021\022\017/mesh/v1/health'
   _globals['_GETEXPOSITIONREQUEST']._serialized_start=159
   _globals['_GETEXPOSITIONREQUEST']._serialized_end=181
   _globals['_GETMESHHEALTHREQUEST']._serialized_start=183
@@ -47,5 +47,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVICEHEALTH']._serialized_start=287
   _globals['_SERVICEHEALTH']._serialized_end=389
   _globals['_METRICSSERVICE']._serialized_start=392
-  _globals['_METRICSSERVICE']._serialized_end=651
+  _globals['_METRICSSERVICE']._serialized_end=655
 # @@protoc_insertion_point(module_scope)
