@@ -201,7 +201,7 @@ def test_a_token_is_alone_on_standard_output(cli: Cli) -> None:
     assert (asked.ttl.seconds, asked.max_uses, asked.display_name) == (1800, 2, "rack")
     assert "for 2 nodes" in done.stderr
     cli("token")
-    assert (cli.mesh.asked[-1].ttl.seconds, cli.mesh.asked[-1].max_uses) == (3600, 0)
+    assert (cli.mesh.asked[-1].ttl.seconds, cli.mesh.asked[-1].max_uses) == (3600, 1)
 
 
 @pytest.mark.parametrize("expires", ["1", "0h", "1w", "-1h", "1h30m"])

@@ -219,18 +219,23 @@ def test_the_limit_on_bodies_is_one_for_both_versions_of_http(
         b'{"model":"%s","messages":[{"role":"user","content":"%s"}]}'
         % (CHAT.encode(), b"a " * (size // 2))
     )
-    done = subprocess.run(
-        [
-            *("curl", "--silent", version, "--max-time", "60", "--write-out", "\n%{http_code}"),
-            *("--header", f"authorization: Bearer {mesh.admin_key}"),
-            *("--header", "content-type: application/json", "--data-binary", f"@{body}"),
-            f"{mesh.url}/v1/chat/completions",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    # Over HTTP/2 a client that is still sending when the answer comes may meet the stream's end
+    # first: one time in eight here.
+    for _ in range(5):
+        done = subprocess.run(
+            [
+                *("curl", "--silent", version, "--max-time", "60", "--write-out", "\n%{http_code}"),
+                *("--header", f"authorization: Bearer {mesh.admin_key}"),
+                *("--header", "content-type: application/json", "--data-binary", f"@{body}"),
+                f"{mesh.url}/v1/chat/completions",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        if not done.stdout.endswith("\n000"):
+            break
     text, _, code = done.stdout.rpartition("\n")
     assert int(code) == status, done.stdout[:500]
     assert set(json.loads(text)) == {"error"}
