@@ -230,6 +230,7 @@ class _Stack:
             "FRONT_PORT": str(self._options.port),
             "INTERNAL_HOST": "127.0.0.1",
             "INTERNAL_PORT": str(self._port(_INTERNAL)),
+            "LUA": str(REPOSITORY / "envoy" / "front.lua"),
             "DESCRIPTORS": str(REPOSITORY / "gen" / "infermesh.binpb"),
         }
         for name, offset in services.items():

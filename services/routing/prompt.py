@@ -3,7 +3,7 @@
 However long a prompt is, a cut takes 6.3 KB of it at most: its first 4 KiB as they are, then 64
 bytes out of every 1 KiB up to 16 KiB, out of every 4 KiB up to 64 KiB, and out of every 16 KiB up
 to 256 KiB. So prompts that share a long preamble and part ways late are still told apart, at a cost
-that does not grow. Envoy makes the same cut in Lua (`envoy/envoy.yaml`); `cut` is its twin for
+that does not grow. Envoy makes the same cut in Lua (`envoy/front.lua`); `cut` is its twin for
 gateways that send bodies.
 
     bytes  0         4 KiB        16 KiB        64 KiB         256 KiB
@@ -27,8 +27,8 @@ SAMPLE_BYTES = 64
 CUT_BYTES = HEAD_BYTES + 36 * SAMPLE_BYTES
 """The longest cut."""
 
-_SEARCHED_BYTES = 32768
-"""How far into a body its prompt is looked for."""
+_SEARCHED_BYTES = (4096, 32768)
+"""How far into a body its prompt is looked for, first and last."""
 
 _SAMPLES = tuple(at * 1024 for at in (*range(5, 17), *range(20, 68, 4), *range(80, 272, 16)))
 _HEAD_ENDS = tuple(range(0, HEAD_BYTES + 1, 512))
@@ -63,18 +63,24 @@ def cut(body: bytes) -> tuple[bytes, int] | None:
 
     The prompt is what follows the key `messages` or `prompt`, up to the body's end.
     """
-    head = body[:_SEARCHED_BYTES]
-    for key in _KEYS:
-        start = head.find(key)
-        if start >= 0:
-            break
-    else:
+    start = _start(body)
+    if start is None:
         return None
     pieces = [body[start : start + HEAD_BYTES]]
     size = len(body) - start
     for at in _SAMPLES[: bisect_right(_SAMPLES, size - SAMPLE_BYTES)]:
         pieces.append(body[start + at : start + at + SAMPLE_BYTES])
     return b"".join(pieces), size
+
+
+def _start(body: bytes) -> int | None:
+    for searched in _SEARCHED_BYTES:
+        head = body[:searched]
+        for key in _KEYS:
+            start = head.find(key)
+            if start >= 0:
+                return start
+    return None
 
 
 def read(model: str, taken: bytes, size: int) -> Prompt:

@@ -26,6 +26,7 @@ def rendered() -> str:
     values = {name: "17999" if name.endswith("PORT") else "127.0.0.1" for name in names}
     values["INTERNAL_PORT"] = "17998"
     values["ADMIN_SOCKET"] = "admin.sock"
+    values["LUA"] = str(REPOSITORY / "envoy" / "front.lua")
     values["DESCRIPTORS"] = str(REPOSITORY / "gen" / "infermesh.binpb")
     return string.Template(TEXT).substitute(values)
 
