@@ -14,7 +14,7 @@ import orjson
 from services.auth import errors, replies
 from services.auth.access import ROLE_NAMES, Access, ModelNames
 from services.auth.audit import Recorder
-from services.auth.keyring import Keyring
+from services.auth.keyring import Grant, Keyring
 from services.kit.errors import MeshError
 from services.kit.globs import ModelGlobs
 
@@ -92,33 +92,41 @@ class Decider:
             self._recorder.denied(attributes, error, secret)
             denials = self._deny_missing_key if secret is None else self._deny_invalid_key
             return denials[_is_grpc(headers)]
-
-        role = ROLE_NAMES[grant.role]
-        bounds = grant.bounds
         try:
-            if bounds is not None and not bounds.admit(_source(attributes)):
-                raise errors.wrong_network()
-            access = self._table.get(http.path, self._no_access)
-            if not access.roles or not _reaches_an_rpc(http):
-                raise _unknown_url(http)
-            if not access.roles >> grant.role & 1:
-                raise errors.permission_denied(role)
-            model = ""
-            if access.names_model:
-                metadata = attributes.metadata_context.filter_metadata
-                model = _typed_model(metadata) if _is_grpc(headers) else _rest_model(metadata)
-                if bounds is not None and bounds.models is not None:
-                    _check_fallbacks(metadata, bounds.models)
-            globs = None if bounds is None else bounds.models
-            reply = self._allow(grant.key_id, grant.tenant, role, model, globs)
-            if access.audited >> grant.role & 1:
-                identity = (grant.key_id, grant.tenant, role)
-                self._recorder.called(attributes, *identity, model, access.names_model)
-            return reply
+            return self._admit(attributes, grant)
         except MeshError as error:
-            identity = (grant.key_id, grant.tenant, role)
+            identity = (grant.key_id, grant.tenant, ROLE_NAMES[grant.role])
             self._recorder.denied(attributes, error, secret, identity)
             return replies.deny(error, for_grpc=_is_grpc(headers))
+
+    def _admit(self, attributes: Any, grant: Grant) -> bytes:
+        """Decides about the call of a caller who is known.
+
+        Raises:
+            MeshError: The call is refused.
+        """
+        http = attributes.request.http
+        role = ROLE_NAMES[grant.role]
+        bounds = grant.bounds
+        if bounds is not None and not bounds.admit(_source(attributes)):
+            raise errors.wrong_network()
+        access = self._table.get(http.path, self._no_access)
+        if not access.roles or not _reaches_an_rpc(http):
+            raise _unknown_url(http)
+        if not access.roles >> grant.role & 1:
+            raise errors.permission_denied(role)
+        model = ""
+        if access.names_model:
+            metadata = attributes.metadata_context.filter_metadata
+            model = _typed_model(metadata) if _is_grpc(http.headers) else _rest_model(metadata)
+            if bounds is not None and bounds.models is not None:
+                _check_fallbacks(metadata, bounds.models)
+        globs = None if bounds is None else bounds.models
+        reply = self._allow(grant.key_id, grant.tenant, role, model, globs)
+        if access.audited >> grant.role & 1:
+            identity = (grant.key_id, grant.tenant, role)
+            self._recorder.called(attributes, *identity, model, access.names_model)
+        return reply
 
     def _make_allow(
         self, key_id: str, tenant: str, role: str, model: str, globs: ModelGlobs | None

@@ -18,6 +18,9 @@ KEY_ID = "x-mesh-key-id"
 TENANT = "x-mesh-tenant"
 """The caller's tenant, set by auth."""
 
+PROJECT = "x-mesh-project"
+"""The project of the caller's key, set by auth where it is not `default`."""
+
 ROLE = "x-mesh-role"
 """The caller's role without its prefix, in lower case, set by auth."""
 
@@ -27,6 +30,10 @@ MODEL = "x-mesh-model"
 ALLOWED_MODELS = "x-mesh-allowed-models"
 """Which models the caller's key may use, as `services.kit.globs` writes it; set by auth for keys
 that are bound to some."""
+
+GUARDRAILS = "x-mesh-guardrails"
+"""What the caller's key wants of prompts: `infermesh.auth.v1.Guardrails`, serialized, in base64; set
+by auth for keys that have any."""
 
 ERROR_BODY = "x-mesh-error"
 """Trailer with the error body in the caller's dialect; Envoy makes it the body for REST callers."""

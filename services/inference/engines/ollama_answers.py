@@ -1,5 +1,6 @@
 """Makes OpenAI's server-sent events of Ollama's lines of JSON."""
 
+import abc
 import time
 import uuid
 from typing import Any
@@ -59,11 +60,13 @@ class _Events:
             events += self._usage(data) + _DONE
         return events
 
+    @abc.abstractmethod
     def _content(self, data: dict[str, Any]) -> bytes:
-        raise NotImplementedError
+        """Returns the events of what a line adds to the answer."""
 
+    @abc.abstractmethod
     def _end(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """Returns what the last choice holds besides its reason."""
 
     def _reason(self, said: object) -> str:
         return "length" if said == "length" else "stop"

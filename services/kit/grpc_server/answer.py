@@ -1,5 +1,6 @@
 """What a call answers: headers, messages and a status, as the windows allow."""
 
+import abc
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ class Method(NamedTuple):
 
     Attributes:
         act: The handler itself.
-        is_plain: Whether it is a plain function that returns the only answer.
+        is_plain: Whether it is a plain function that returns the only answer, or a future of it. A
+            future is waited for without a task, and its call has no deadline: it must end by itself.
         takes_stream: Whether it takes a stream of messages.
         gives_stream: Whether it answers with one.
         parse: Makes a request of bytes; None where handlers take bytes.
@@ -128,5 +130,6 @@ class Answer(Context):
         self.connection.send(out)
         self._close()
 
+    @abc.abstractmethod
     def _close(self) -> None:
-        raise NotImplementedError
+        """Marks the call as over, and lets go of all that it holds."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 import grpc
@@ -170,6 +170,19 @@ class Call(Answer):
         """Runs a handler that is a plain function, with no task around it."""
         try:
             answer = method.act(request, self)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # as in `_run`
+            self._fail()
+            return
+        if isinstance(answer, asyncio.Future):
+            answer.add_done_callback(lambda later: self._answer_with(method, later.result))
+        else:
+            self._answer_with(method, lambda: answer)
+
+    def _answer_with(self, method: Method, get: Callable[[], Any]) -> None:
+        try:
+            answer = get()
             message = answer if method.serialize is None else method.serialize(answer)
         except (KeyboardInterrupt, SystemExit):
             raise

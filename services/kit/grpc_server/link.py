@@ -1,5 +1,6 @@
 """A connection as the transport sees it: its life, what waits to be sent, what it holds."""
 
+import abc
 import asyncio
 import logging
 import socket
@@ -63,8 +64,9 @@ class Link(asyncio.Protocol):
         self._checks = 0
         self._unsent = 0
 
+    @abc.abstractmethod
     def _frames(self, data: bytes) -> bytes:
-        raise NotImplementedError
+        """Takes in whole frames; returns what is left of an unfinished one."""
 
     # --- asyncio.Protocol ---
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n infermesh/access/v1/access.proto\x12\x13infermesh.access.v1\x1a google/protobuf/descriptor.proto*~\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_USER\x10\x01\x12\r\n\tROLE_NODE\x10\x02\x12\x0e\n\nROLE_ADMIN\x10\x03\x12\r\n\tROLE_JOIN\x10\x04\x12\x11\n\rROLE_OPERATOR\x10\x05\x12\x10\n\x0cROLE_AUDITOR\x10\x06:R\n\rallowed_roles\x12\x1e.google.protobuf.MethodOptions\x18\x96\x8c\x03 \x03(\x0e\x32\x19.infermesh.access.v1.Role:5\n\x0bnames_model\x12\x1e.google.protobuf.MethodOptions\x18\x97\x8c\x03 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n infermesh/access/v1/access.proto\x12\x13infermesh.access.v1\x1a google/protobuf/descriptor.proto*~\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\r\n\tROLE_USER\x10\x01\x12\r\n\tROLE_NODE\x10\x02\x12\x0e\n\nROLE_ADMIN\x10\x03\x12\r\n\tROLE_JOIN\x10\x04\x12\x11\n\rROLE_OPERATOR\x10\x05\x12\x10\n\x0cROLE_AUDITOR\x10\x06:R\n\rallowed_roles\x12\x1e.google.protobuf.MethodOptions\x18\x96\x8c\x03 \x03(\x0e\x32\x19.infermesh.access.v1.Role:5\n\x0bnames_model\x12\x1e.google.protobuf.MethodOptions\x18\x97\x8c\x03 \x01(\x08:2\n\x08internal\x12\x1e.google.protobuf.MethodOptions\x18\x98\x8c\x03 \x01(\x08\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)

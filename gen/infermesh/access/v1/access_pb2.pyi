@@ -65,11 +65,14 @@ Global___Role: _TypeAlias = Role  # noqa: Y015
 
 ALLOWED_ROLES_FIELD_NUMBER: _builtins.int
 NAMES_MODEL_FIELD_NUMBER: _builtins.int
+INTERNAL_FIELD_NUMBER: _builtins.int
 allowed_roles: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _containers.RepeatedScalarFieldContainer[Global___Role.ValueType]]
 """The roles that may call the RPC from outside; `ROLE_ADMIN` is never implied. An RPC without
-this option cannot be called through the front door at all.
+any cannot be called through the front door at all, and says that it is `internal`.
 """
 names_model: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
 """Whether the RPC's request names a model. A call without a model name is then refused before
 it reaches the service, and the key's rights to that model are checked.
 """
+internal: _extension_dict._ExtensionFieldDescriptor[_descriptor_pb2.MethodOptions, _builtins.bool]
+"""Whether only services of the mesh call the RPC, directly. It has no roles then."""

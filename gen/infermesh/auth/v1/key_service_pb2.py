@@ -29,7 +29,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from infermesh.access.v1 import access_pb2 as infermesh_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#infermesh/auth/v1/key_service.proto\x12\x11infermesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a infermesh/access/v1/access.proto\"\xb3\x03\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.infermesh.access.v1.Role\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x0e\n\x06prefix\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07project\x18\t \x01(\t\x12*\n\x05rules\x18\n \x01(\x0b\x32\x1b.infermesh.auth.v1.KeyRules\x12:\n\x16old_secret_expire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xca\x03\n\x08KeyRules\x12M\n\x0e\x61llowed_models\x18\x01 \x03(\tB5\xbaH2\x92\x01/\x10\x32\"+r)\x18\xc8\x01\x32$^[A-Za-z0-9*?][A-Za-z0-9._:/@+*?-]*$\x12L\n\rdenied_models\x18\x02 \x03(\tB5\xbaH2\x92\x01/\x10\x32\"+r)\x18\xc8\x01\x32$^[A-Za-z0-9*?][A-Za-z0-9._:/@+*?-]*$\x12#\n\x08networks\x18\x03 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x32\"\x07r\x05\x18+\xe8\x01\x01\x12\x45\n\x0c\x63ors_origins\x18\x04 \x03(\tB/\xbaH,\x92\x01)\x10\x14\"%r#\x18\xc8\x01\x32\x1e^https?://[A-Za-z0-9.:\\[\\]-]+$\x12\x85\x01\n\x06labels\x18\x05 \x03(\x0b\x32\'.infermesh.auth.v1.KeyRules.LabelsEntryBL\xbaHI\x9a\x01\x46\x10 \"&r$2\"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$*\x1ar\x18\x18\xc8\x01\x32\x13^[^\\x00-\\x1f\\x7f]*$\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xd2\x02\n\x10\x43reateKeyRequest\x12\x34\n\x0c\x64isplay_name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]+$\x12\x33\n\x04role\x18\x02 \x01(\x0e\x32\x19.infermesh.access.v1.RoleB\n\xbaH\x07\x82\x01\x04\x10\x01 \x04\x12\x34\n\x06tenant\x18\x03 \x01(\tB$\xbaH!r\x1f\x32\x1d^([a-z0-9][a-z0-9_-]{0,62})?$\x12\x35\n\x07project\x18\x04 \x01(\tB$\xbaH!r\x1f\x32\x1d^([a-z0-9][a-z0-9_-]{0,62})?$\x12:\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\x0c\"\x06\x08\x80\x86\xb0\x96\x01\x32\x02\x08\x01\x12*\n\x05rules\x18\x06 \x01(\x0b\x32\x1b.infermesh.auth.v1.KeyRules\"\xea\x01\n\x10UpdateKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x39\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]+$H\x00\x88\x01\x01\x12:\n\x04role\x18\x03 \x01(\x0e\x32\x19.infermesh.access.v1.RoleB\x0c\xbaH\t\x82\x01\x06\x10\x01 \x00 \x04H\x01\x88\x01\x01\x12*\n\x05rules\x18\x04 \x01(\x0b\x32\x1b.infermesh.auth.v1.KeyRulesB\x0f\n\r_display_nameB\x07\n\x05_role\"j\n\x10RotateKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12;\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x05\x08\x80\xce\xda\x03\x32\x00\"H\n\x11RotateKeyResponse\x12#\n\x03key\x18\x01 \x01(\x0b\x32\x16.infermesh.auth.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"H\n\x11\x43reateKeyResponse\x12#\n\x03key\x18\x01 \x01(\x0b\x32\x16.infermesh.auth.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"*\n\rGetKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"N\n\x0fListKeysRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"Q\n\x10ListKeysResponse\x12$\n\x04keys\x18\x01 \x03(\x0b\x32\x16.infermesh.auth.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"-\n\x10RevokeKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@2\xc8\x05\n\nKeyService\x12u\n\tCreateKey\x12#.infermesh.auth.v1.CreateKeyRequest\x1a$.infermesh.auth.v1.CreateKeyResponse\"\x1d\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x12\"\r/mesh/v1/keys:\x01*\x12h\n\x06GetKey\x12 .infermesh.auth.v1.GetKeyRequest\x1a\x16.infermesh.auth.v1.Key\"$\xb2\xe1\x18\x02\x03\x06\x82\xd3\xe4\x93\x02\x18\x12\x16/mesh/v1/keys/{key_id}\x12p\n\x08ListKeys\x12\".infermesh.auth.v1.ListKeysRequest\x1a#.infermesh.auth.v1.ListKeysResponse\"\x1b\xb2\xe1\x18\x02\x03\x06\x82\xd3\xe4\x93\x02\x0f\x12\r/mesh/v1/keys\x12p\n\tUpdateKey\x12#.infermesh.auth.v1.UpdateKeyRequest\x1a\x16.infermesh.auth.v1.Key\"&\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x1b\x32\x16/mesh/v1/keys/{key_id}:\x01*\x12\x85\x01\n\tRotateKey\x12#.infermesh.auth.v1.RotateKeyRequest\x1a$.infermesh.auth.v1.RotateKeyResponse\"-\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\"\"\x1d/mesh/v1/keys/{key_id}:rotate:\x01*\x12m\n\tRevokeKey\x12#.infermesh.auth.v1.RevokeKeyRequest\x1a\x16.infermesh.auth.v1.Key\"#\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x18*\x16/mesh/v1/keys/{key_id}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#infermesh/auth/v1/key_service.proto\x12\x11infermesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a infermesh/access/v1/access.proto\"\xb3\x03\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.infermesh.access.v1.Role\x12\x0e\n\x06tenant\x18\x04 \x01(\t\x12\x0e\n\x06prefix\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07project\x18\t \x01(\t\x12*\n\x05rules\x18\n \x01(\x0b\x32\x1b.infermesh.auth.v1.KeyRules\x12:\n\x16old_secret_expire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xfd\x03\n\x08KeyRules\x12M\n\x0e\x61llowed_models\x18\x01 \x03(\tB5\xbaH2\x92\x01/\x10\x32\"+r)\x18\xc8\x01\x32$^[A-Za-z0-9*?][A-Za-z0-9._:/@+*?-]*$\x12L\n\rdenied_models\x18\x02 \x03(\tB5\xbaH2\x92\x01/\x10\x32\"+r)\x18\xc8\x01\x32$^[A-Za-z0-9*?][A-Za-z0-9._:/@+*?-]*$\x12#\n\x08networks\x18\x03 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x32\"\x07r\x05\x18+\xe8\x01\x01\x12\x45\n\x0c\x63ors_origins\x18\x04 \x03(\tB/\xbaH,\x92\x01)\x10\x14\"%r#\x18\xc8\x01\x32\x1e^https?://[A-Za-z0-9.:\\[\\]-]+$\x12\x85\x01\n\x06labels\x18\x05 \x03(\x0b\x32\'.infermesh.auth.v1.KeyRules.LabelsEntryBL\xbaHI\x9a\x01\x46\x10 \"&r$2\"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$*\x1ar\x18\x18\xc8\x01\x32\x13^[^\\x00-\\x1f\\x7f]*$\x12\x31\n\nguardrails\x18\x06 \x01(\x0b\x32\x1d.infermesh.auth.v1.Guardrails\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xbe\x01\n\nGuardrails\x12+\n\x10max_prompt_chars\x18\x01 \x01(\x03\x42\x0c\xbaH\t\"\x07\x18\x80\xc2\xd7/(\x01H\x00\x88\x01\x01\x12+\n\x10\x62locked_patterns\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\x14\"\x07r\x05\x10\x01\x18\xc8\x01\x12\x41\n\x06redact\x18\x03 \x03(\x0e\x32\x1c.infermesh.auth.v1.RedactionB\x13\xbaH\x10\x92\x01\r\x10\x06\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\x42\x13\n\x11_max_prompt_chars\"\xd2\x02\n\x10\x43reateKeyRequest\x12\x34\n\x0c\x64isplay_name\x18\x01 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]+$\x12\x33\n\x04role\x18\x02 \x01(\x0e\x32\x19.infermesh.access.v1.RoleB\n\xbaH\x07\x82\x01\x04\x10\x01 \x04\x12\x34\n\x06tenant\x18\x03 \x01(\tB$\xbaH!r\x1f\x32\x1d^([a-z0-9][a-z0-9_-]{0,62})?$\x12\x35\n\x07project\x18\x04 \x01(\tB$\xbaH!r\x1f\x32\x1d^([a-z0-9][a-z0-9_-]{0,62})?$\x12:\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\x0c\"\x06\x08\x80\x86\xb0\x96\x01\x32\x02\x08\x01\x12*\n\x05rules\x18\x06 \x01(\x0b\x32\x1b.infermesh.auth.v1.KeyRules\"\xea\x01\n\x10UpdateKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x39\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x1e\xbaH\x1br\x19\x10\x01\x18\x64\x32\x13^[^\\x00-\\x1f\\x7f]+$H\x00\x88\x01\x01\x12:\n\x04role\x18\x03 \x01(\x0e\x32\x19.infermesh.access.v1.RoleB\x0c\xbaH\t\x82\x01\x06\x10\x01 \x00 \x04H\x01\x88\x01\x01\x12*\n\x05rules\x18\x04 \x01(\x0b\x32\x1b.infermesh.auth.v1.KeyRulesB\x0f\n\r_display_nameB\x07\n\x05_role\"j\n\x10RotateKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12;\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0f\xbaH\x0c\xaa\x01\t\"\x05\x08\x80\xce\xda\x03\x32\x00\"H\n\x11RotateKeyResponse\x12#\n\x03key\x18\x01 \x01(\x0b\x32\x16.infermesh.auth.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"H\n\x11\x43reateKeyResponse\x12#\n\x03key\x18\x01 \x01(\x0b\x32\x16.infermesh.auth.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"*\n\rGetKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\"N\n\x0fListKeysRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\"Q\n\x10ListKeysResponse\x12$\n\x04keys\x18\x01 \x03(\x0b\x32\x16.infermesh.auth.v1.Key\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"-\n\x10RevokeKeyRequest\x12\x19\n\x06key_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@*\xc6\x01\n\tRedaction\x12\x19\n\x15REDACTION_UNSPECIFIED\x10\x00\x12\x15\n\x11REDACTION_SECRETS\x10\x01\x12\x1d\n\x19REDACTION_EMAIL_ADDRESSES\x10\x02\x12\x1b\n\x17REDACTION_PHONE_NUMBERS\x10\x03\x12\x1a\n\x16REDACTION_CREDIT_CARDS\x10\x04\x12\x13\n\x0fREDACTION_IBANS\x10\x05\x12\x1a\n\x16REDACTION_IP_ADDRESSES\x10\x06\x32\xc8\x05\n\nKeyService\x12u\n\tCreateKey\x12#.infermesh.auth.v1.CreateKeyRequest\x1a$.infermesh.auth.v1.CreateKeyResponse\"\x1d\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x12\"\r/mesh/v1/keys:\x01*\x12h\n\x06GetKey\x12 .infermesh.auth.v1.GetKeyRequest\x1a\x16.infermesh.auth.v1.Key\"$\xb2\xe1\x18\x02\x03\x06\x82\xd3\xe4\x93\x02\x18\x12\x16/mesh/v1/keys/{key_id}\x12p\n\x08ListKeys\x12\".infermesh.auth.v1.ListKeysRequest\x1a#.infermesh.auth.v1.ListKeysResponse\"\x1b\xb2\xe1\x18\x02\x03\x06\x82\xd3\xe4\x93\x02\x0f\x12\r/mesh/v1/keys\x12p\n\tUpdateKey\x12#.infermesh.auth.v1.UpdateKeyRequest\x1a\x16.infermesh.auth.v1.Key\"&\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x1b\x32\x16/mesh/v1/keys/{key_id}:\x01*\x12\x85\x01\n\tRotateKey\x12#.infermesh.auth.v1.RotateKeyRequest\x1a$.infermesh.auth.v1.RotateKeyResponse\"-\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\"\"\x1d/mesh/v1/keys/{key_id}:rotate:\x01*\x12m\n\tRevokeKey\x12#.infermesh.auth.v1.RevokeKeyRequest\x1a\x16.infermesh.auth.v1.Key\"#\xb2\xe1\x18\x01\x03\x82\xd3\xe4\x93\x02\x18*\x16/mesh/v1/keys/{key_id}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,6 +48,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYRULES'].fields_by_name['cors_origins']._serialized_options = b'\272H,\222\001)\020\024\"%r#\030\310\0012\036^https?://[A-Za-z0-9.:\\[\\]-]+$'
   _globals['_KEYRULES'].fields_by_name['labels']._loaded_options = None
   _globals['_KEYRULES'].fields_by_name['labels']._serialized_options = b'\272HI\232\001F\020 \"&r$2\"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$*\032r\030\030\310\0012\023^[^\\x00-\\x1f\\x7f]*$'
+  _globals['_GUARDRAILS'].fields_by_name['max_prompt_chars']._loaded_options = None
+  _globals['_GUARDRAILS'].fields_by_name['max_prompt_chars']._serialized_options = b'\272H\t\"\007\030\200\302\327/(\001'
+  _globals['_GUARDRAILS'].fields_by_name['blocked_patterns']._loaded_options = None
+  _globals['_GUARDRAILS'].fields_by_name['blocked_patterns']._serialized_options = b'\272H\016\222\001\013\020\024\"\007r\005\020\001\030\310\001'
+  _globals['_GUARDRAILS'].fields_by_name['redact']._loaded_options = None
+  _globals['_GUARDRAILS'].fields_by_name['redact']._serialized_options = b'\272H\020\222\001\r\020\006\030\001\"\007\202\001\004\020\001 \000'
   _globals['_CREATEKEYREQUEST'].fields_by_name['display_name']._loaded_options = None
   _globals['_CREATEKEYREQUEST'].fields_by_name['display_name']._serialized_options = b'\272H\033r\031\020\001\030d2\023^[^\\x00-\\x1f\\x7f]+$'
   _globals['_CREATEKEYREQUEST'].fields_by_name['role']._loaded_options = None
@@ -88,30 +94,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYSERVICE'].methods_by_name['RotateKey']._serialized_options = b'\262\341\030\001\003\202\323\344\223\002\"\"\035/mesh/v1/keys/{key_id}:rotate:\001*'
   _globals['_KEYSERVICE'].methods_by_name['RevokeKey']._loaded_options = None
   _globals['_KEYSERVICE'].methods_by_name['RevokeKey']._serialized_options = b'\262\341\030\001\003\202\323\344\223\002\030*\026/mesh/v1/keys/{key_id}'
+  _globals['_REDACTION']._serialized_start=2448
+  _globals['_REDACTION']._serialized_end=2646
   _globals['_KEY']._serialized_start=217
   _globals['_KEY']._serialized_end=652
   _globals['_KEYRULES']._serialized_start=655
-  _globals['_KEYRULES']._serialized_end=1113
-  _globals['_KEYRULES_LABELSENTRY']._serialized_start=1068
-  _globals['_KEYRULES_LABELSENTRY']._serialized_end=1113
-  _globals['_CREATEKEYREQUEST']._serialized_start=1116
-  _globals['_CREATEKEYREQUEST']._serialized_end=1454
-  _globals['_UPDATEKEYREQUEST']._serialized_start=1457
-  _globals['_UPDATEKEYREQUEST']._serialized_end=1691
-  _globals['_ROTATEKEYREQUEST']._serialized_start=1693
-  _globals['_ROTATEKEYREQUEST']._serialized_end=1799
-  _globals['_ROTATEKEYRESPONSE']._serialized_start=1801
-  _globals['_ROTATEKEYRESPONSE']._serialized_end=1873
-  _globals['_CREATEKEYRESPONSE']._serialized_start=1875
-  _globals['_CREATEKEYRESPONSE']._serialized_end=1947
-  _globals['_GETKEYREQUEST']._serialized_start=1949
-  _globals['_GETKEYREQUEST']._serialized_end=1991
-  _globals['_LISTKEYSREQUEST']._serialized_start=1993
-  _globals['_LISTKEYSREQUEST']._serialized_end=2071
-  _globals['_LISTKEYSRESPONSE']._serialized_start=2073
-  _globals['_LISTKEYSRESPONSE']._serialized_end=2154
-  _globals['_REVOKEKEYREQUEST']._serialized_start=2156
-  _globals['_REVOKEKEYREQUEST']._serialized_end=2201
-  _globals['_KEYSERVICE']._serialized_start=2204
-  _globals['_KEYSERVICE']._serialized_end=2916
+  _globals['_KEYRULES']._serialized_end=1164
+  _globals['_KEYRULES_LABELSENTRY']._serialized_start=1119
+  _globals['_KEYRULES_LABELSENTRY']._serialized_end=1164
+  _globals['_GUARDRAILS']._serialized_start=1167
+  _globals['_GUARDRAILS']._serialized_end=1357
+  _globals['_CREATEKEYREQUEST']._serialized_start=1360
+  _globals['_CREATEKEYREQUEST']._serialized_end=1698
+  _globals['_UPDATEKEYREQUEST']._serialized_start=1701
+  _globals['_UPDATEKEYREQUEST']._serialized_end=1935
+  _globals['_ROTATEKEYREQUEST']._serialized_start=1937
+  _globals['_ROTATEKEYREQUEST']._serialized_end=2043
+  _globals['_ROTATEKEYRESPONSE']._serialized_start=2045
+  _globals['_ROTATEKEYRESPONSE']._serialized_end=2117
+  _globals['_CREATEKEYRESPONSE']._serialized_start=2119
+  _globals['_CREATEKEYRESPONSE']._serialized_end=2191
+  _globals['_GETKEYREQUEST']._serialized_start=2193
+  _globals['_GETKEYREQUEST']._serialized_end=2235
+  _globals['_LISTKEYSREQUEST']._serialized_start=2237
+  _globals['_LISTKEYSREQUEST']._serialized_end=2315
+  _globals['_LISTKEYSRESPONSE']._serialized_start=2317
+  _globals['_LISTKEYSRESPONSE']._serialized_end=2398
+  _globals['_REVOKEKEYREQUEST']._serialized_start=2400
+  _globals['_REVOKEKEYREQUEST']._serialized_end=2445
+  _globals['_KEYSERVICE']._serialized_start=2649
+  _globals['_KEYSERVICE']._serialized_end=3361
 # @@protoc_insertion_point(module_scope)

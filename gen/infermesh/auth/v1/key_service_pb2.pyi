@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from infermesh.access.v1 import access_pb2 as _access_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,46 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Redaction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RedactionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Redaction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REDACTION_UNSPECIFIED: _Redaction.ValueType  # 0
+    """Not set."""
+    REDACTION_SECRETS: _Redaction.ValueType  # 1
+    """Passwords, keys and tokens."""
+    REDACTION_EMAIL_ADDRESSES: _Redaction.ValueType  # 2
+    """E-mail addresses."""
+    REDACTION_PHONE_NUMBERS: _Redaction.ValueType  # 3
+    """Telephone numbers."""
+    REDACTION_CREDIT_CARDS: _Redaction.ValueType  # 4
+    """Numbers of credit cards."""
+    REDACTION_IBANS: _Redaction.ValueType  # 5
+    """International bank account numbers."""
+    REDACTION_IP_ADDRESSES: _Redaction.ValueType  # 6
+    """IPv4 and IPv6 addresses."""
+
+class Redaction(_Redaction, metaclass=_RedactionEnumTypeWrapper):
+    """What a node takes out of prompts before an engine sees them."""
+
+REDACTION_UNSPECIFIED: Redaction.ValueType  # 0
+"""Not set."""
+REDACTION_SECRETS: Redaction.ValueType  # 1
+"""Passwords, keys and tokens."""
+REDACTION_EMAIL_ADDRESSES: Redaction.ValueType  # 2
+"""E-mail addresses."""
+REDACTION_PHONE_NUMBERS: Redaction.ValueType  # 3
+"""Telephone numbers."""
+REDACTION_CREDIT_CARDS: Redaction.ValueType  # 4
+"""Numbers of credit cards."""
+REDACTION_IBANS: Redaction.ValueType  # 5
+"""International bank account numbers."""
+REDACTION_IP_ADDRESSES: Redaction.ValueType  # 6
+"""IPv4 and IPv6 addresses."""
+Global___Redaction: _TypeAlias = Redaction  # noqa: Y015
 
 @_typing.final
 class Key(_message.Message):
@@ -132,6 +173,7 @@ class KeyRules(_message.Message):
     NETWORKS_FIELD_NUMBER: _builtins.int
     CORS_ORIGINS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    GUARDRAILS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def allowed_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Patterns of the models that the key may use, by the name that callers send and by the name that
@@ -151,13 +193,18 @@ class KeyRules(_message.Message):
 
     @_builtins.property
     def cors_origins(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The origins of web pages that use the key; kept here, and not enforced. At most 20 of at most
-        200 characters. Example: `https://app.example.com`.
+        """The origins of web pages that may use the key: a call with another `origin` is refused, one
+        without passes. Which origins browsers let call the front door at all is a setting of the mesh.
+        Empty: all of those. At most 20 of at most 200 characters. Example: `https://app.example.com`.
         """
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Notes for people and tools, at most 32: names of at most 63 characters, values of at most 200."""
+
+    @_builtins.property
+    def guardrails(self) -> Global___Guardrails:
+        """What prompts are checked for before they reach an engine. Default: nothing."""
 
     def __init__(
         self,
@@ -167,14 +214,58 @@ class KeyRules(_message.Message):
         networks: _abc.Iterable[_builtins.str] | None = ...,
         cors_origins: _abc.Iterable[_builtins.str] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        guardrails: Global___Guardrails | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["guardrails", b"guardrails"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_models", b"allowed_models", "cors_origins", b"cors_origins", "denied_models", b"denied_models", "labels", b"labels", "networks", b"networks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_models", b"allowed_models", "cors_origins", b"cors_origins", "denied_models", b"denied_models", "guardrails", b"guardrails", "labels", b"labels", "networks", b"networks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KeyRules: _TypeAlias = KeyRules  # noqa: Y015
+
+@_typing.final
+class Guardrails(_message.Message):
+    """What is done to the texts of prompts, system prompts and all turns of a chat included, in the order
+    of the fields. What is not text passes unseen.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_PROMPT_CHARS_FIELD_NUMBER: _builtins.int
+    BLOCKED_PATTERNS_FIELD_NUMBER: _builtins.int
+    REDACT_FIELD_NUMBER: _builtins.int
+    max_prompt_chars: _builtins.int
+    """The most characters of all texts together; a longer prompt is refused with INPUT_TOO_LONG. 1 to
+    10^8. Default (unset): no bound.
+    """
+    @_builtins.property
+    def blocked_patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Patterns that refuse a prompt with CONTENT_BLOCKED where one is found in it, in RE2's syntax
+        (https://github.com/google/re2/wiki/Syntax). At most 20 of at most 200 characters, and 2000 in
+        all. Example: `(?i)project\\\\s+zebra`.
+        """
+
+    @_builtins.property
+    def redact(self) -> _containers.RepeatedScalarFieldContainer[Global___Redaction.ValueType]:
+        """What is replaced by a word for its kind, such as `<EMAIL_ADDRESS>`."""
+
+    def __init__(
+        self,
+        *,
+        max_prompt_chars: _builtins.int | None = ...,
+        blocked_patterns: _abc.Iterable[_builtins.str] | None = ...,
+        redact: _abc.Iterable[Global___Redaction.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_prompt_chars", b"_max_prompt_chars", "max_prompt_chars", b"max_prompt_chars"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_prompt_chars", b"_max_prompt_chars", "blocked_patterns", b"blocked_patterns", "max_prompt_chars", b"max_prompt_chars", "redact", b"redact"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_prompt_chars: _TypeAlias = _typing.Literal["max_prompt_chars"]  # noqa: Y015
+    _WhichOneofArgType__max_prompt_chars: _TypeAlias = _typing.Literal["_max_prompt_chars", b"_max_prompt_chars"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_prompt_chars) -> _WhichOneofReturnType__max_prompt_chars | None: ...
+
+Global___Guardrails: _TypeAlias = Guardrails  # noqa: Y015
 
 @_typing.final
 class CreateKeyRequest(_message.Message):

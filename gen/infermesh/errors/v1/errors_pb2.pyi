@@ -68,6 +68,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """No engine that serves the model can do what the request asks for; `param` names it. 400.
     Example: `tools` for a model without them.
     """
+    ERROR_REASON_RATE_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 22
+    """A limit by minute, or of calls at the same time, has no room for the call. 429 with `retry-after`
+    and `x-ratelimit-…`; the message says which limit.
+    """
+    ERROR_REASON_INSUFFICIENT_QUOTA: _ErrorReason.ValueType  # 23
+    """A limit by day or month is used up. 429 with `retry-after`; the message says which limit."""
+    ERROR_REASON_CONTENT_BLOCKED: _ErrorReason.ValueType  # 24
+    """The key's guardrails refuse what the prompt says. 400."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Names every way in which the mesh refuses or fails a call. The name without its prefix is the
@@ -121,4 +129,12 @@ ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 21
 """No engine that serves the model can do what the request asks for; `param` names it. 400.
 Example: `tools` for a model without them.
 """
+ERROR_REASON_RATE_LIMIT_EXCEEDED: ErrorReason.ValueType  # 22
+"""A limit by minute, or of calls at the same time, has no room for the call. 429 with `retry-after`
+and `x-ratelimit-…`; the message says which limit.
+"""
+ERROR_REASON_INSUFFICIENT_QUOTA: ErrorReason.ValueType  # 23
+"""A limit by day or month is used up. 429 with `retry-after`; the message says which limit."""
+ERROR_REASON_CONTENT_BLOCKED: ErrorReason.ValueType  # 24
+"""The key's guardrails refuse what the prompt says. 400."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

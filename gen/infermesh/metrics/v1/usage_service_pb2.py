@@ -24,12 +24,14 @@ _sym_db = _symbol_database.Default()
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from infermesh.access.v1 import access_pb2 as infermesh_dot_access_dot_v1_dot_access__pb2
+from infermesh.auth.v1 import limit_service_pb2 as infermesh_dot_auth_dot_v1_dot_limit__service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(infermesh/metrics/v1/usage_service.proto\x12\x14infermesh.metrics.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a infermesh/access/v1/access.proto\"\x80\x05\n\nUsageEvent\x12\x1d\n\nrequest_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12\x17\n\x06tenant\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x17\n\x06key_id\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x05model\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x18\n\x07node_id\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12<\n\toperation\x18\x07 \x01(\x0e\x32\x1f.infermesh.metrics.v1.OperationB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x10\n\x08streamed\x18\x08 \x01(\x08\x12:\n\x07outcome\x18\t \x01(\x0e\x32\x1d.infermesh.metrics.v1.OutcomeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12#\n\rprompt_tokens\x18\n \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x88\x01\x01\x12\'\n\x11\x63ompletion_tokens\x18\x0b \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x01\x88\x01\x01\x12#\n\rcached_tokens\x18\x0c \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x02\x88\x01\x01\x12\x36\n\nstart_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x36\n\x13time_to_first_token\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\x0f \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\n\x0e_prompt_tokensB\x14\n\x12_completion_tokensB\x10\n\x0e_cached_tokens\"S\n\x12RecordUsageRequest\x12=\n\x06\x65vents\x18\x01 \x03(\x0b\x32 .infermesh.metrics.v1.UsageEventB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"-\n\x13RecordUsageResponse\x12\x16\n\x0erecorded_count\x18\x01 \x01(\x05\"\x8b\x01\n\x16ListUsageEventsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1b\n\nrequest_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06key_id\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\"d\n\x17ListUsageEventsResponse\x12\x30\n\x06\x65vents\x18\x01 \x03(\x0b\x32 .infermesh.metrics.v1.UsageEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa7\x01\n\x15GetUsageTotalsRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x06key_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x05model\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\xc8\x01\n\nUsageTotal\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x15\n\rrequest_count\x18\x04 \x01(\x03\x12\x14\n\x0c\x66\x61iled_count\x18\x05 \x01(\x03\x12\x15\n\runknown_count\x18\x06 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x08 \x01(\x03\x12\x15\n\rcached_tokens\x18\t \x01(\x03\"J\n\x16GetUsageTotalsResponse\x12\x30\n\x06totals\x18\x01 \x03(\x0b\x32 .infermesh.metrics.v1.UsageTotal*m\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x12\n\x0eOPERATION_CHAT\x10\x01\x12\x18\n\x14OPERATION_COMPLETION\x10\x02\x12\x17\n\x13OPERATION_EMBEDDING\x10\x03*\x85\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0e\n\nOUTCOME_OK\x10\x01\x12\x15\n\x11OUTCOME_CANCELLED\x10\x02\x12\x14\n\x10OUTCOME_REJECTED\x10\x03\x12\x12\n\x0eOUTCOME_FAILED\x10\x04\x12\x10\n\x0cOUTCOME_LOST\x10\x05\x32\x9c\x03\n\x0cUsageService\x12j\n\x0bRecordUsage\x12(.infermesh.metrics.v1.RecordUsageRequest\x1a).infermesh.metrics.v1.RecordUsageResponse\"\x06\xb2\xe1\x18\x02\x02\x03\x12\x93\x01\n\x0fListUsageEvents\x12,.infermesh.metrics.v1.ListUsageEventsRequest\x1a-.infermesh.metrics.v1.ListUsageEventsResponse\"#\xb2\xe1\x18\x02\x03\x06\x82\xd3\xe4\x93\x02\x17\x12\x15/mesh/v1/usage/events\x12\x89\x01\n\x0eGetUsageTotals\x12+.infermesh.metrics.v1.GetUsageTotalsRequest\x1a,.infermesh.metrics.v1.GetUsageTotalsResponse\"\x1c\xb2\xe1\x18\x02\x03\x06\x82\xd3\xe4\x93\x02\x10\x12\x0e/mesh/v1/usageb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(infermesh/metrics/v1/usage_service.proto\x12\x14infermesh.metrics.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a infermesh/access/v1/access.proto\x1a%infermesh/auth/v1/limit_service.proto\"\xe1\x05\n\nUsageEvent\x12\x1d\n\nrequest_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x18\n\x07\x61ttempt\x18\x02 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x01\x12\x17\n\x06tenant\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x17\n\x06key_id\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x05model\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x18\n\x07node_id\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12<\n\toperation\x18\x07 \x01(\x0e\x32\x1f.infermesh.metrics.v1.OperationB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x10\n\x08streamed\x18\x08 \x01(\x08\x12:\n\x07outcome\x18\t \x01(\x0e\x32\x1d.infermesh.metrics.v1.OutcomeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12#\n\rprompt_tokens\x18\n \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x00\x88\x01\x01\x12\'\n\x11\x63ompletion_tokens\x18\x0b \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x01\x88\x01\x01\x12#\n\rcached_tokens\x18\x0c \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00H\x02\x88\x01\x01\x12\x36\n\nstart_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x36\n\x13time_to_first_token\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08\x64uration\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x07project\x18\x10 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12!\n\x0frequested_model\x18\x11 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x15\n\x08\x63ost_usd\x18\x12 \x01(\tH\x03\x88\x01\x01\x42\x10\n\x0e_prompt_tokensB\x14\n\x12_completion_tokensB\x10\n\x0e_cached_tokensB\x0b\n\t_cost_usd\"S\n\x12RecordUsageRequest\x12=\n\x06\x65vents\x18\x01 \x03(\x0b\x32 .infermesh.metrics.v1.UsageEventB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07\"-\n\x13RecordUsageResponse\x12\x16\n\x0erecorded_count\x18\x01 \x01(\x05\"\x8b\x01\n\x16ListUsageEventsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x1b\n\nrequest_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x06key_id\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\"d\n\x17ListUsageEventsResponse\x12\x30\n\x06\x65vents\x18\x01 \x03(\x0b\x32 .infermesh.metrics.v1.UsageEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa7\x02\n\x15GetUsageTotalsRequest\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x06key_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x17\n\x05model\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x17\n\x06tenant\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12\x18\n\x07project\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18?\x12K\n\x08group_by\x18\x07 \x03(\x0e\x32$.infermesh.metrics.v1.UsageDimensionB\x13\xbaH\x10\x92\x01\r\x10\x05\x18\x01\"\x07\x82\x01\x04\x10\x01 \x00\"\xa2\x02\n\nUsageTotal\x12\x0b\n\x03\x64\x61y\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07project\x18\x03 \x01(\t\x12\x0e\n\x06key_id\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x15\n\rrequest_count\x18\x06 \x01(\x03\x12\x14\n\x0c\x66\x61iled_count\x18\x07 \x01(\x03\x12\x15\n\runknown_count\x18\x08 \x01(\x03\x12\x16\n\x0eunpriced_count\x18\t \x01(\x03\x12\x15\n\rprompt_tokens\x18\n \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x0b \x01(\x03\x12\x15\n\rcached_tokens\x18\x0c \x01(\x03\x12\x15\n\x08\x63ost_usd\x18\r \x01(\tH\x00\x88\x01\x01\x42\x0b\n\t_cost_usd\"J\n\x16GetUsageTotalsResponse\x12\x30\n\x06totals\x18\x01 \x03(\x0b\x32 .infermesh.metrics.v1.UsageTotal\"\xb8\x01\n\x0bScopePeriod\x12\x34\n\x05scope\x18\x01 \x01(\x0b\x32\x1d.infermesh.auth.v1.LimitScopeB\x06\xbaH\x03\xc8\x01\x01\x12:\n\x06period\x18\x02 \x01(\x0e\x32\x1e.infermesh.auth.v1.LimitPeriodB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x37\n\nstart_date\x18\x03 \x01(\tB#\xbaH r\x1e\x32\x1c^[0-9]{4}-[0-9]{2}-[0-9]{2}$\"U\n\x15GetScopeTotalsRequest\x12<\n\x06scopes\x18\x01 \x03(\x0b\x32!.infermesh.metrics.v1.ScopePeriodB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\"G\n\x16GetScopeTotalsResponse\x12-\n\x06totals\x18\x01 \x03(\x0b\x32\x1d.infermesh.auth.v1.ScopeTotal*m\n\tOperation\x12\x19\n\x15OPERATION_UNSPECIFIED\x10\x00\x12\x12\n\x0eOPERATION_CHAT\x10\x01\x12\x18\n\x14OPERATION_COMPLETION\x10\x02\x12\x17\n\x13OPERATION_EMBEDDING\x10\x03*\x85\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x0e\n\nOUTCOME_OK\x10\x01\x12\x15\n\x11OUTCOME_CANCELLED\x10\x02\x12\x14\n\x10OUTCOME_REJECTED\x10\x03\x12\x12\n\x0eOUTCOME_FAILED\x10\x04\x12\x10\n\x0cOUTCOME_LOST\x10\x05*\xb7\x01\n\x0eUsageDimension\x12\x1f\n\x1bUSAGE_DIMENSION_UNSPECIFIED\x10\x00\x12\x1a\n\x16USAGE_DIMENSION_TENANT\x10\x01\x12\x1b\n\x17USAGE_DIMENSION_PROJECT\x10\x02\x12\x17\n\x13USAGE_DIMENSION_KEY\x10\x03\x12\x19\n\x15USAGE_DIMENSION_MODEL\x10\x04\x12\x17\n\x13USAGE_DIMENSION_DAY\x10\x05\x32\x83\x05\n\x0cUsageService\x12j\n\x0bRecordUsage\x12(.infermesh.metrics.v1.RecordUsageRequest\x1a).infermesh.metrics.v1.RecordUsageResponse\"\x06\xb2\xe1\x18\x02\x02\x03\x12\x93\x01\n\x0fListUsageEvents\x12,.infermesh.metrics.v1.ListUsageEventsRequest\x1a-.infermesh.metrics.v1.ListUsageEventsResponse\"#\xb2\xe1\x18\x02\x03\x06\x82\xd3\xe4\x93\x02\x17\x12\x15/mesh/v1/usage/events\x12\x89\x01\n\x0eGetUsageTotals\x12+.infermesh.metrics.v1.GetUsageTotalsRequest\x1a,.infermesh.metrics.v1.GetUsageTotalsResponse\"\x1c\xb2\xe1\x18\x02\x03\x06\x82\xd3\xe4\x93\x02\x10\x12\x0e/mesh/v1/usage\x12r\n\x0b\x45xportUsage\x12+.infermesh.metrics.v1.GetUsageTotalsRequest\x1a\x14.google.api.HttpBody\" \xb2\xe1\x18\x02\x03\x06\x82\xd3\xe4\x93\x02\x14\x12\x12/mesh/v1/usage.csv\x12q\n\x0eGetScopeTotals\x12+.infermesh.metrics.v1.GetScopeTotalsRequest\x1a,.infermesh.metrics.v1.GetScopeTotalsResponse\"\x04\xc0\xe1\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -60,6 +62,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USAGEEVENT'].fields_by_name['cached_tokens']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_USAGEEVENT'].fields_by_name['start_time']._loaded_options = None
   _globals['_USAGEEVENT'].fields_by_name['start_time']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_USAGEEVENT'].fields_by_name['project']._loaded_options = None
+  _globals['_USAGEEVENT'].fields_by_name['project']._serialized_options = b'\272H\004r\002\030?'
+  _globals['_USAGEEVENT'].fields_by_name['requested_model']._loaded_options = None
+  _globals['_USAGEEVENT'].fields_by_name['requested_model']._serialized_options = b'\272H\005r\003\030\310\001'
   _globals['_RECORDUSAGEREQUEST'].fields_by_name['events']._loaded_options = None
   _globals['_RECORDUSAGEREQUEST'].fields_by_name['events']._serialized_options = b'\272H\010\222\001\005\010\001\020\350\007'
   _globals['_LISTUSAGEEVENTSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -74,32 +80,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETUSAGETOTALSREQUEST'].fields_by_name['key_id']._serialized_options = b'\272H\004r\002\030@'
   _globals['_GETUSAGETOTALSREQUEST'].fields_by_name['model']._loaded_options = None
   _globals['_GETUSAGETOTALSREQUEST'].fields_by_name['model']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_GETUSAGETOTALSREQUEST'].fields_by_name['tenant']._loaded_options = None
+  _globals['_GETUSAGETOTALSREQUEST'].fields_by_name['tenant']._serialized_options = b'\272H\004r\002\030?'
+  _globals['_GETUSAGETOTALSREQUEST'].fields_by_name['project']._loaded_options = None
+  _globals['_GETUSAGETOTALSREQUEST'].fields_by_name['project']._serialized_options = b'\272H\004r\002\030?'
+  _globals['_GETUSAGETOTALSREQUEST'].fields_by_name['group_by']._loaded_options = None
+  _globals['_GETUSAGETOTALSREQUEST'].fields_by_name['group_by']._serialized_options = b'\272H\020\222\001\r\020\005\030\001\"\007\202\001\004\020\001 \000'
+  _globals['_SCOPEPERIOD'].fields_by_name['scope']._loaded_options = None
+  _globals['_SCOPEPERIOD'].fields_by_name['scope']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_SCOPEPERIOD'].fields_by_name['period']._loaded_options = None
+  _globals['_SCOPEPERIOD'].fields_by_name['period']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
+  _globals['_SCOPEPERIOD'].fields_by_name['start_date']._loaded_options = None
+  _globals['_SCOPEPERIOD'].fields_by_name['start_date']._serialized_options = b'\272H r\0362\034^[0-9]{4}-[0-9]{2}-[0-9]{2}$'
+  _globals['_GETSCOPETOTALSREQUEST'].fields_by_name['scopes']._loaded_options = None
+  _globals['_GETSCOPETOTALSREQUEST'].fields_by_name['scopes']._serialized_options = b'\272H\006\222\001\003\020\350\007'
   _globals['_USAGESERVICE'].methods_by_name['RecordUsage']._loaded_options = None
   _globals['_USAGESERVICE'].methods_by_name['RecordUsage']._serialized_options = b'\262\341\030\002\002\003'
   _globals['_USAGESERVICE'].methods_by_name['ListUsageEvents']._loaded_options = None
   _globals['_USAGESERVICE'].methods_by_name['ListUsageEvents']._serialized_options = b'\262\341\030\002\003\006\202\323\344\223\002\027\022\025/mesh/v1/usage/events'
   _globals['_USAGESERVICE'].methods_by_name['GetUsageTotals']._loaded_options = None
   _globals['_USAGESERVICE'].methods_by_name['GetUsageTotals']._serialized_options = b'\262\341\030\002\003\006\202\323\344\223\002\020\022\016/mesh/v1/usage'
-  _globals['_OPERATION']._serialized_start=1692
-  _globals['_OPERATION']._serialized_end=1801
-  _globals['_OUTCOME']._serialized_start=1804
-  _globals['_OUTCOME']._serialized_end=1937
-  _globals['_USAGEEVENT']._serialized_start=225
-  _globals['_USAGEEVENT']._serialized_end=865
-  _globals['_RECORDUSAGEREQUEST']._serialized_start=867
-  _globals['_RECORDUSAGEREQUEST']._serialized_end=950
-  _globals['_RECORDUSAGERESPONSE']._serialized_start=952
-  _globals['_RECORDUSAGERESPONSE']._serialized_end=997
-  _globals['_LISTUSAGEEVENTSREQUEST']._serialized_start=1000
-  _globals['_LISTUSAGEEVENTSREQUEST']._serialized_end=1139
-  _globals['_LISTUSAGEEVENTSRESPONSE']._serialized_start=1141
-  _globals['_LISTUSAGEEVENTSRESPONSE']._serialized_end=1241
-  _globals['_GETUSAGETOTALSREQUEST']._serialized_start=1244
-  _globals['_GETUSAGETOTALSREQUEST']._serialized_end=1411
-  _globals['_USAGETOTAL']._serialized_start=1414
-  _globals['_USAGETOTAL']._serialized_end=1614
-  _globals['_GETUSAGETOTALSRESPONSE']._serialized_start=1616
-  _globals['_GETUSAGETOTALSRESPONSE']._serialized_end=1690
-  _globals['_USAGESERVICE']._serialized_start=1940
-  _globals['_USAGESERVICE']._serialized_end=2352
+  _globals['_USAGESERVICE'].methods_by_name['ExportUsage']._loaded_options = None
+  _globals['_USAGESERVICE'].methods_by_name['ExportUsage']._serialized_options = b'\262\341\030\002\003\006\202\323\344\223\002\024\022\022/mesh/v1/usage.csv'
+  _globals['_USAGESERVICE'].methods_by_name['GetScopeTotals']._loaded_options = None
+  _globals['_USAGESERVICE'].methods_by_name['GetScopeTotals']._serialized_options = b'\300\341\030\001'
+  _globals['_OPERATION']._serialized_start=2420
+  _globals['_OPERATION']._serialized_end=2529
+  _globals['_OUTCOME']._serialized_start=2532
+  _globals['_OUTCOME']._serialized_end=2665
+  _globals['_USAGEDIMENSION']._serialized_start=2668
+  _globals['_USAGEDIMENSION']._serialized_end=2851
+  _globals['_USAGEEVENT']._serialized_start=291
+  _globals['_USAGEEVENT']._serialized_end=1028
+  _globals['_RECORDUSAGEREQUEST']._serialized_start=1030
+  _globals['_RECORDUSAGEREQUEST']._serialized_end=1113
+  _globals['_RECORDUSAGERESPONSE']._serialized_start=1115
+  _globals['_RECORDUSAGERESPONSE']._serialized_end=1160
+  _globals['_LISTUSAGEEVENTSREQUEST']._serialized_start=1163
+  _globals['_LISTUSAGEEVENTSREQUEST']._serialized_end=1302
+  _globals['_LISTUSAGEEVENTSRESPONSE']._serialized_start=1304
+  _globals['_LISTUSAGEEVENTSRESPONSE']._serialized_end=1404
+  _globals['_GETUSAGETOTALSREQUEST']._serialized_start=1407
+  _globals['_GETUSAGETOTALSREQUEST']._serialized_end=1702
+  _globals['_USAGETOTAL']._serialized_start=1705
+  _globals['_USAGETOTAL']._serialized_end=1995
+  _globals['_GETUSAGETOTALSRESPONSE']._serialized_start=1997
+  _globals['_GETUSAGETOTALSRESPONSE']._serialized_end=2071
+  _globals['_SCOPEPERIOD']._serialized_start=2074
+  _globals['_SCOPEPERIOD']._serialized_end=2258
+  _globals['_GETSCOPETOTALSREQUEST']._serialized_start=2260
+  _globals['_GETSCOPETOTALSREQUEST']._serialized_end=2345
+  _globals['_GETSCOPETOTALSRESPONSE']._serialized_start=2347
+  _globals['_GETSCOPETOTALSRESPONSE']._serialized_end=2418
+  _globals['_USAGESERVICE']._serialized_start=2854
+  _globals['_USAGESERVICE']._serialized_end=3497
 # @@protoc_insertion_point(module_scope)

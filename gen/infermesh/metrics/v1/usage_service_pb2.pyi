@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from infermesh.auth.v1 import limit_service_pb2 as _limit_service_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -85,6 +86,42 @@ OUTCOME_LOST: Outcome.ValueType  # 5
 """The node died with the request in it; what it took is unknown."""
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
 
+class _UsageDimension:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageDimension.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USAGE_DIMENSION_UNSPECIFIED: _UsageDimension.ValueType  # 0
+    """Not set."""
+    USAGE_DIMENSION_TENANT: _UsageDimension.ValueType  # 1
+    """The tenant."""
+    USAGE_DIMENSION_PROJECT: _UsageDimension.ValueType  # 2
+    """The project, with its tenant."""
+    USAGE_DIMENSION_KEY: _UsageDimension.ValueType  # 3
+    """The key, with its tenant and project."""
+    USAGE_DIMENSION_MODEL: _UsageDimension.ValueType  # 4
+    """The model that answered."""
+    USAGE_DIMENSION_DAY: _UsageDimension.ValueType  # 5
+    """The day (UTC)."""
+
+class UsageDimension(_UsageDimension, metaclass=_UsageDimensionEnumTypeWrapper):
+    """What sums are made by."""
+
+USAGE_DIMENSION_UNSPECIFIED: UsageDimension.ValueType  # 0
+"""Not set."""
+USAGE_DIMENSION_TENANT: UsageDimension.ValueType  # 1
+"""The tenant."""
+USAGE_DIMENSION_PROJECT: UsageDimension.ValueType  # 2
+"""The project, with its tenant."""
+USAGE_DIMENSION_KEY: UsageDimension.ValueType  # 3
+"""The key, with its tenant and project."""
+USAGE_DIMENSION_MODEL: UsageDimension.ValueType  # 4
+"""The model that answered."""
+USAGE_DIMENSION_DAY: UsageDimension.ValueType  # 5
+"""The day (UTC)."""
+Global___UsageDimension: _TypeAlias = UsageDimension  # noqa: Y015
+
 @_typing.final
 class UsageEvent(_message.Message):
     """What one request took. Unset numbers are unknown, never 0."""
@@ -106,6 +143,9 @@ class UsageEvent(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     TIME_TO_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
     DURATION_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    REQUESTED_MODEL_FIELD_NUMBER: _builtins.int
+    COST_USD_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, the same that the caller gets in `x-request-id`."""
     attempt: _builtins.int
@@ -115,7 +155,7 @@ class UsageEvent(_message.Message):
     key_id: _builtins.str
     """The caller's key."""
     model: _builtins.str
-    """The model, as the caller named it."""
+    """The model that answered, or was to."""
     node_id: _builtins.str
     """The node that answered; for embeddings `embeddings`, the service that did."""
     operation: Global___Operation.ValueType
@@ -130,6 +170,14 @@ class UsageEvent(_message.Message):
     """Tokens made."""
     cached_tokens: _builtins.int
     """Prompt tokens that the engine, or the embeddings cache, had already."""
+    project: _builtins.str
+    """The caller's project. Default (empty): `default`."""
+    requested_model: _builtins.str
+    """The model as the caller named it. Default (empty): `model`."""
+    cost_usd: _builtins.str
+    """What it cost in US dollars by the prices of when it was recorded, as a decimal with at most 12
+    digits after the point; unset while it is not known. Ignored in what is recorded.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the node got the request."""
@@ -160,21 +208,28 @@ class UsageEvent(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         time_to_first_token: _duration_pb2.Duration | None = ...,
         duration: _duration_pb2.Duration | None = ...,
+        project: _builtins.str = ...,
+        requested_model: _builtins.str = ...,
+        cost_usd: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "_completion_tokens", b"_completion_tokens", "_prompt_tokens", b"_prompt_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "duration", b"duration", "prompt_tokens", b"prompt_tokens", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "_completion_tokens", b"_completion_tokens", "_cost_usd", b"_cost_usd", "_prompt_tokens", b"_prompt_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "cost_usd", b"cost_usd", "duration", b"duration", "prompt_tokens", b"prompt_tokens", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "_completion_tokens", b"_completion_tokens", "_prompt_tokens", b"_prompt_tokens", "attempt", b"attempt", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "duration", b"duration", "key_id", b"key_id", "model", b"model", "node_id", b"node_id", "operation", b"operation", "outcome", b"outcome", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "start_time", b"start_time", "streamed", b"streamed", "tenant", b"tenant", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "_completion_tokens", b"_completion_tokens", "_cost_usd", b"_cost_usd", "_prompt_tokens", b"_prompt_tokens", "attempt", b"attempt", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "cost_usd", b"cost_usd", "duration", b"duration", "key_id", b"key_id", "model", b"model", "node_id", b"node_id", "operation", b"operation", "outcome", b"outcome", "project", b"project", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "requested_model", b"requested_model", "start_time", b"start_time", "streamed", b"streamed", "tenant", b"tenant", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cached_tokens: _TypeAlias = _typing.Literal["cached_tokens"]  # noqa: Y015
     _WhichOneofArgType__cached_tokens: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens"]  # noqa: Y015
     _WhichOneofReturnType__completion_tokens: _TypeAlias = _typing.Literal["completion_tokens"]  # noqa: Y015
     _WhichOneofArgType__completion_tokens: _TypeAlias = _typing.Literal["_completion_tokens", b"_completion_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__cost_usd: _TypeAlias = _typing.Literal["cost_usd"]  # noqa: Y015
+    _WhichOneofArgType__cost_usd: _TypeAlias = _typing.Literal["_cost_usd", b"_cost_usd"]  # noqa: Y015
     _WhichOneofReturnType__prompt_tokens: _TypeAlias = _typing.Literal["prompt_tokens"]  # noqa: Y015
     _WhichOneofArgType__prompt_tokens: _TypeAlias = _typing.Literal["_prompt_tokens", b"_prompt_tokens"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_tokens) -> _WhichOneofReturnType__cached_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__completion_tokens) -> _WhichOneofReturnType__completion_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_usd) -> _WhichOneofReturnType__cost_usd | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_tokens) -> _WhichOneofReturnType__prompt_tokens | None: ...
 
@@ -298,10 +353,17 @@ class GetUsageTotalsRequest(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Only this key, when set."""
     model: _builtins.str
     """Only this model, when set."""
+    tenant: _builtins.str
+    """Only this tenant, when set."""
+    project: _builtins.str
+    """Only this project, when set."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """Only events that started at or after this time, when set; rounded down to the day, UTC."""
@@ -310,6 +372,10 @@ class GetUsageTotalsRequest(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """Only events that started before this time, when set; rounded down to the day, UTC."""
 
+    @_builtins.property
+    def group_by(self) -> _containers.RepeatedScalarFieldContainer[Global___UsageDimension.ValueType]:
+        """What to sum by, in any order. Default (none): key and model."""
+
     def __init__(
         self,
         *,
@@ -317,10 +383,13 @@ class GetUsageTotalsRequest(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         key_id: _builtins.str = ...,
         model: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        project: _builtins.str = ...,
+        group_by: _abc.Iterable[Global___UsageDimension.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "key_id", b"key_id", "model", b"model", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "group_by", b"group_by", "key_id", b"key_id", "model", b"model", "project", b"project", "start_time", b"start_time", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -328,55 +397,75 @@ Global___GetUsageTotalsRequest: _TypeAlias = GetUsageTotalsRequest  # noqa: Y015
 
 @_typing.final
 class UsageTotal(_message.Message):
-    """A sum for one key and model. Tokens are sums of what is known."""
+    """A sum. Tokens and dollars are sums of what is known."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    DAY_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     REQUEST_COUNT_FIELD_NUMBER: _builtins.int
     FAILED_COUNT_FIELD_NUMBER: _builtins.int
     UNKNOWN_COUNT_FIELD_NUMBER: _builtins.int
+    UNPRICED_COUNT_FIELD_NUMBER: _builtins.int
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    COST_USD_FIELD_NUMBER: _builtins.int
+    day: _builtins.str
+    """The day, `2026-11-21`; empty where it is not summed by."""
     tenant: _builtins.str
-    """The tenant."""
+    """The tenant; empty where it is not summed by."""
+    project: _builtins.str
+    """The project; empty where it is not summed by."""
     key_id: _builtins.str
-    """The key."""
+    """The key; empty where it is not summed by."""
     model: _builtins.str
-    """The model."""
+    """The model; empty where it is not summed by."""
     request_count: _builtins.int
     """Requests, whatever their outcome."""
     failed_count: _builtins.int
     """Requests that were not answered in full."""
     unknown_count: _builtins.int
     """Requests of which the tokens are not known."""
+    unpriced_count: _builtins.int
+    """Requests of which the cost is not known."""
     prompt_tokens: _builtins.int
     """Tokens of prompts."""
     completion_tokens: _builtins.int
     """Tokens made."""
     cached_tokens: _builtins.int
     """Prompt tokens that came from a cache."""
+    cost_usd: _builtins.str
+    """US dollars, as a decimal with at most 12 digits after the point; unset where no request's cost is
+    known.
+    """
     def __init__(
         self,
         *,
+        day: _builtins.str = ...,
         tenant: _builtins.str = ...,
+        project: _builtins.str = ...,
         key_id: _builtins.str = ...,
         model: _builtins.str = ...,
         request_count: _builtins.int = ...,
         failed_count: _builtins.int = ...,
         unknown_count: _builtins.int = ...,
+        unpriced_count: _builtins.int = ...,
         prompt_tokens: _builtins.int = ...,
         completion_tokens: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
+        cost_usd: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cost_usd", b"_cost_usd", "cost_usd", b"cost_usd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "failed_count", b"failed_count", "key_id", b"key_id", "model", b"model", "prompt_tokens", b"prompt_tokens", "request_count", b"request_count", "tenant", b"tenant", "unknown_count", b"unknown_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cost_usd", b"_cost_usd", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "cost_usd", b"cost_usd", "day", b"day", "failed_count", b"failed_count", "key_id", b"key_id", "model", b"model", "project", b"project", "prompt_tokens", b"prompt_tokens", "request_count", b"request_count", "tenant", b"tenant", "unknown_count", b"unknown_count", "unpriced_count", b"unpriced_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__cost_usd: _TypeAlias = _typing.Literal["cost_usd"]  # noqa: Y015
+    _WhichOneofArgType__cost_usd: _TypeAlias = _typing.Literal["_cost_usd", b"_cost_usd"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_usd) -> _WhichOneofReturnType__cost_usd | None: ...
 
 Global___UsageTotal: _TypeAlias = UsageTotal  # noqa: Y015
 
@@ -389,7 +478,7 @@ class GetUsageTotalsResponse(_message.Message):
     TOTALS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def totals(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageTotal]:
-        """One for each tenant, key and model that has events, by tenant, key and model."""
+        """One for each that has events, by day, tenant, project, key and model."""
 
     def __init__(
         self,
@@ -403,3 +492,83 @@ class GetUsageTotalsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetUsageTotalsResponse: _TypeAlias = GetUsageTotalsResponse  # noqa: Y015
+
+@_typing.final
+class ScopePeriod(_message.Message):
+    """Names a scope and a period."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPE_FIELD_NUMBER: _builtins.int
+    PERIOD_FIELD_NUMBER: _builtins.int
+    START_DATE_FIELD_NUMBER: _builtins.int
+    period: _limit_service_pb2.LimitPeriod.ValueType
+    """Day or month."""
+    start_date: _builtins.str
+    """The period's first day, `2026-11-01`."""
+    @_builtins.property
+    def scope(self) -> _limit_service_pb2.LimitScope:
+        """The scope."""
+
+    def __init__(
+        self,
+        *,
+        scope: _limit_service_pb2.LimitScope | None = ...,
+        period: _limit_service_pb2.LimitPeriod.ValueType = ...,
+        start_date: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["period", b"period", "scope", b"scope", "start_date", b"start_date"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScopePeriod: _TypeAlias = ScopePeriod  # noqa: Y015
+
+@_typing.final
+class GetScopeTotalsRequest(_message.Message):
+    """Asks for totals."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCOPES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScopePeriod]:
+        """What of, at most 1000."""
+
+    def __init__(
+        self,
+        *,
+        scopes: _abc.Iterable[Global___ScopePeriod] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scopes", b"scopes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetScopeTotalsRequest: _TypeAlias = GetScopeTotalsRequest  # noqa: Y015
+
+@_typing.final
+class GetScopeTotalsResponse(_message.Message):
+    """The totals."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def totals(self) -> _containers.RepeatedCompositeFieldContainer[_limit_service_pb2.ScopeTotal]:
+        """In the order of the request; of what the ledger has nothing of, 0 with version 0."""
+
+    def __init__(
+        self,
+        *,
+        totals: _abc.Iterable[_limit_service_pb2.ScopeTotal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["totals", b"totals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetScopeTotalsResponse: _TypeAlias = GetScopeTotalsResponse  # noqa: Y015

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from infermesh.metrics.v1 import usage_service_pb2 as infermesh_dot_metrics_dot_v1_dot_usage__service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -50,6 +51,16 @@ class UsageServiceStub:
                 request_serializer=infermesh_dot_metrics_dot_v1_dot_usage__service__pb2.GetUsageTotalsRequest.SerializeToString,
                 response_deserializer=infermesh_dot_metrics_dot_v1_dot_usage__service__pb2.GetUsageTotalsResponse.FromString,
                 _registered_method=True)
+        self.ExportUsage = channel.unary_unary(
+                '/infermesh.metrics.v1.UsageService/ExportUsage',
+                request_serializer=infermesh_dot_metrics_dot_v1_dot_usage__service__pb2.GetUsageTotalsRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
+        self.GetScopeTotals = channel.unary_unary(
+                '/infermesh.metrics.v1.UsageService/GetScopeTotals',
+                request_serializer=infermesh_dot_metrics_dot_v1_dot_usage__service__pb2.GetScopeTotalsRequest.SerializeToString,
+                response_deserializer=infermesh_dot_metrics_dot_v1_dot_usage__service__pb2.GetScopeTotalsResponse.FromString,
+                _registered_method=True)
 
 
 class UsageServiceServicer:
@@ -73,7 +84,23 @@ class UsageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetUsageTotals(self, request, context):
-        """Sums the ledger by tenant, key and model.
+        """Sums the ledger by what the request names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportUsage(self, request, context):
+        """The same sums as `text/csv` with a header line (RFC 4180), the columns in the order of the fields
+        of `UsageTotal`; what it is not summed by is left out, what is unknown is empty.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetScopeTotals(self, request, context):
+        """Returns what the ledger has of scopes in periods, as it is committed. Called by auth alone: no
+        role may call it from outside.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +123,16 @@ def add_UsageServiceServicer_to_server(servicer, server):
                     servicer.GetUsageTotals,
                     request_deserializer=infermesh_dot_metrics_dot_v1_dot_usage__service__pb2.GetUsageTotalsRequest.FromString,
                     response_serializer=infermesh_dot_metrics_dot_v1_dot_usage__service__pb2.GetUsageTotalsResponse.SerializeToString,
+            ),
+            'ExportUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportUsage,
+                    request_deserializer=infermesh_dot_metrics_dot_v1_dot_usage__service__pb2.GetUsageTotalsRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'GetScopeTotals': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetScopeTotals,
+                    request_deserializer=infermesh_dot_metrics_dot_v1_dot_usage__service__pb2.GetScopeTotalsRequest.FromString,
+                    response_serializer=infermesh_dot_metrics_dot_v1_dot_usage__service__pb2.GetScopeTotalsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +217,60 @@ class UsageService:
             '/infermesh.metrics.v1.UsageService/GetUsageTotals',
             infermesh_dot_metrics_dot_v1_dot_usage__service__pb2.GetUsageTotalsRequest.SerializeToString,
             infermesh_dot_metrics_dot_v1_dot_usage__service__pb2.GetUsageTotalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infermesh.metrics.v1.UsageService/ExportUsage',
+            infermesh_dot_metrics_dot_v1_dot_usage__service__pb2.GetUsageTotalsRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetScopeTotals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infermesh.metrics.v1.UsageService/GetScopeTotals',
+            infermesh_dot_metrics_dot_v1_dot_usage__service__pb2.GetScopeTotalsRequest.SerializeToString,
+            infermesh_dot_metrics_dot_v1_dot_usage__service__pb2.GetScopeTotalsResponse.FromString,
             options,
             channel_credentials,
             insecure,

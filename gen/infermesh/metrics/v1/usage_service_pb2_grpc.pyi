@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from collections import abc as _abc
+from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 from infermesh.metrics.v1 import usage_service_pb2 as _usage_service_pb2
 import abc as _abc_1
@@ -41,7 +42,15 @@ class UsageServiceStub:
     ListUsageEvents: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.ListUsageEventsRequest, _usage_service_pb2.ListUsageEventsResponse]
     """Lists the ledger, newest first."""
     GetUsageTotals: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.GetUsageTotalsRequest, _usage_service_pb2.GetUsageTotalsResponse]
-    """Sums the ledger by tenant, key and model."""
+    """Sums the ledger by what the request names."""
+    ExportUsage: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.GetUsageTotalsRequest, _httpbody_pb2.HttpBody]
+    """The same sums as `text/csv` with a header line (RFC 4180), the columns in the order of the fields
+    of `UsageTotal`; what it is not summed by is left out, what is unknown is empty.
+    """
+    GetScopeTotals: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.GetScopeTotalsRequest, _usage_service_pb2.GetScopeTotalsResponse]
+    """Returns what the ledger has of scopes in periods, as it is committed. Called by auth alone: no
+    role may call it from outside.
+    """
 
 @_typing.type_check_only
 class UsageServiceAsyncStub(UsageServiceStub):
@@ -56,7 +65,15 @@ class UsageServiceAsyncStub(UsageServiceStub):
     ListUsageEvents: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.ListUsageEventsRequest, _usage_service_pb2.ListUsageEventsResponse]  # type: ignore[assignment]
     """Lists the ledger, newest first."""
     GetUsageTotals: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.GetUsageTotalsRequest, _usage_service_pb2.GetUsageTotalsResponse]  # type: ignore[assignment]
-    """Sums the ledger by tenant, key and model."""
+    """Sums the ledger by what the request names."""
+    ExportUsage: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.GetUsageTotalsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """The same sums as `text/csv` with a header line (RFC 4180), the columns in the order of the fields
+    of `UsageTotal`; what it is not summed by is left out, what is unknown is empty.
+    """
+    GetScopeTotals: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.GetScopeTotalsRequest, _usage_service_pb2.GetScopeTotalsResponse]  # type: ignore[assignment]
+    """Returns what the ledger has of scopes in periods, as it is committed. Called by auth alone: no
+    role may call it from outside.
+    """
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps the ledger: what every request took, once."""
@@ -86,6 +103,26 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _usage_service_pb2.GetUsageTotalsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_usage_service_pb2.GetUsageTotalsResponse, _abc.Awaitable[_usage_service_pb2.GetUsageTotalsResponse]]:
-        """Sums the ledger by tenant, key and model."""
+        """Sums the ledger by what the request names."""
+
+    @_abc_1.abstractmethod
+    def ExportUsage(
+        self,
+        request: _usage_service_pb2.GetUsageTotalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """The same sums as `text/csv` with a header line (RFC 4180), the columns in the order of the fields
+        of `UsageTotal`; what it is not summed by is left out, what is unknown is empty.
+        """
+
+    @_abc_1.abstractmethod
+    def GetScopeTotals(
+        self,
+        request: _usage_service_pb2.GetScopeTotalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_usage_service_pb2.GetScopeTotalsResponse, _abc.Awaitable[_usage_service_pb2.GetScopeTotalsResponse]]:
+        """Returns what the ledger has of scopes in periods, as it is committed. Called by auth alone: no
+        role may call it from outside.
+        """
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
