@@ -53,14 +53,26 @@ check: .venv/.installed-dev node_modules/.installed ## Lints code and contracts,
 	$(BUF) breaking protos --against protos/baseline.binpb
 	@tests/check_gen.sh
 
-SHORT_CHAOS := tests/chaos/test_nodes.py::test_killed tests/chaos/test_nodes.py::test_frozen
+SHORT_CHAOS := tests/chaos/test_nodes.py::test_killed tests/chaos/test_nodes.py::test_frozen tests/chaos/test_limits_killed.py
 .PHONY: test
 test: .venv/.installed-dev node_modules/.installed ## Runs all tests, the whole stack included.
-	$(BIN)/pytest tests/unit tests/contract tests/e2e $(SHORT_CHAOS)
+	$(BIN)/pytest tests/unit tests/contract tests/e2e tests/security $(SHORT_CHAOS)
+
+.venv/.installed-peers: tests/bench/peers/requirements.lock tests/bench/peers/package-lock.json .venv/.installed-dev
+	@echo "Installing the mesh's peers into .venv/peers …"
+	@test -x .venv/peers/python/bin/python || $(PYTHON) -m venv .venv/peers/python
+	@.venv/peers/python/bin/python -m pip install --quiet --require-hashes -r tests/bench/peers/requirements.lock
+	@mkdir -p .venv/peers/node && cp tests/bench/peers/package.json tests/bench/peers/package-lock.json .venv/peers/node/
+	@cd .venv/peers/node && npm ci --loglevel=error --no-audit --no-fund
+	@touch $@
+
+.PHONY: test-security
+test-security: .venv/.installed-dev ## Attacks a mesh of its own in ten ways, at random too; eight minutes at most.
+	SECURITY_ROUNDS=2000 $(BIN)/pytest tests/security --timeout 300
 
 .PHONY: bench
-bench: .venv/.installed-dev ## Measures what the mesh adds to an engine (needs wrk); a few minutes.
-	$(BIN)/python tests/bench/bench.py
+bench: .venv/.installed-peers ## Measures the mesh beside its peers, in one run (needs wrk); half an hour.
+	$(BIN)/python tests/bench/bench.py --peers .venv/peers
 
 .PHONY: bench-routing
 bench-routing: .venv/.installed-dev ## Compares routing policies where prompts share prefixes; half an hour.
@@ -78,6 +90,14 @@ bench-auth: .venv/.installed-dev ## Measures what 100,000 keys cost auth; a minu
 bench-grpc: .venv/.installed-dev ## Measures what a call costs our gRPC server and grpc.aio's; half a minute.
 	$(BIN)/python tests/bench/grpc_server.py
 
+.PHONY: bench-limits
+bench-limits: .venv/.installed-dev ## Shows that limits are exact over three replicas, and what they cost; four minutes.
+	$(BIN)/python tests/bench/limits.py
+
+.PHONY: bench-tls
+bench-tls: .venv/.installed-dev ## Compares a mesh with TLS to one without (needs wrk); three minutes.
+	$(BIN)/python tests/bench/tls.py
+
 .PHONY: bench-prefix
 bench-prefix: .venv/.installed-dev ## Compares what two llama.cpp nodes have cached by policy; three minutes.
 	$(BIN)/python tests/bench/prefix_llamacpp.py
@@ -85,6 +105,10 @@ bench-prefix: .venv/.installed-dev ## Compares what two llama.cpp nodes have cac
 .PHONY: chaos
 chaos: .venv/.installed-dev ## Breaks nodes and services under load; eight minutes.
 	$(BIN)/pytest tests/chaos -s
+
+.PHONY: chaos-limits
+chaos-limits: .venv/.installed-dev ## Kills auth or Redis 200 times under load; a quarter of an hour.
+	CHAOS_LIMIT_KILLS=200 $(BIN)/pytest tests/chaos/test_limits_killed.py -s
 
 .PHONY: clean
 clean: ## Removes what these targets have made here; models stay in the user's cache folder.

@@ -1,7 +1,8 @@
 -- What the front door does to calls and answers besides what Envoy's own filters do:
 --
---   on a call     drops gRPC's words that REST callers have no business with, and cuts a bounded part
---                 out of the prompt for routing (services/routing/prompt.py is its twin)
+--   on a call     drops gRPC's words that REST callers have no business with, cuts a bounded part
+--                 out of the prompt for routing (services/routing/prompt.py is its twin), and tells
+--                 auth how long the prompt is, for the limits
 --   on an answer  makes a service's error, which comes as a header in the caller's dialect, the body
 
 -- Where routing finds prompts: 0 in JSON, 1 in a ChatRequest, 2 in a message around one.
@@ -10,6 +11,12 @@ local PROMPTS = {
   ["/v1/completions"] = 0,
   ["/infermesh.inference.v1.InferenceService/Chat"] = 1,
   ["/infermesh.inference.v1.InferenceService/StreamChat"] = 2,
+}
+-- Whose bodies are prompts as a whole.
+local WHOLE = {
+  ["/v1/embeddings"] = true,
+  ["/infermesh.embeddings.v1.EmbeddingsService/Embed"] = true,
+  ["/infermesh.inference.v1.InferenceService/Embed"] = true,
 }
 -- Which bytes of a prompt routing sees; services/routing/prompt.py says why.
 local HEAD, SAMPLE, SAMPLES = 4096, 64, {}
@@ -91,6 +98,7 @@ local function cut_prompt(handle, form)
   if models then -- apart from the prompt, for auth reads it too
     metadata:set("infermesh.fallbacks", "models", handle:base64Escape(models))
   end
+  metadata:set("infermesh.request", "prompt_bytes", size) -- tools are tokens too
   if start == nil then return end
   size = size - start
   local pieces = {body:getBytes(start, math.min(size, HEAD))}
@@ -116,7 +124,14 @@ function envoy_on_request(handle)
   local query = path:find("?", 1, true)
   if query ~= nil then path = path:sub(1, query - 1) end
   local form = PROMPTS[path]
-  if form ~= nil then cut_prompt(handle, form) end
+  if form ~= nil then
+    cut_prompt(handle, form)
+  elseif WHOLE[path] then
+    local body = handle:body()
+    if body ~= nil then
+      handle:streamInfo():dynamicMetadata():set("infermesh.request", "prompt_bytes", body:length())
+    end
+  end
 end
 
 function envoy_on_response(handle)
@@ -133,6 +148,8 @@ function envoy_on_response(handle)
   headers:remove("x-mesh-error")
   local caller = handle:streamInfo():dynamicMetadata():get("infermesh.caller")
   if caller ~= nil and caller["grpc"] then return end
+  -- gRPC's own form, of a call that was refused before it came here; in REST it is never 200.
+  if headers:get(":status") == "200" then return end
   headers:remove("grpc-status")
   headers:remove("grpc-message")
   headers:remove("grpc-status-details-bin")

@@ -31,6 +31,8 @@ from services.inference.http_client import EngineClient
 from services.inference.relay import Relay
 from services.inference.requests import parse
 from services.inference.state import EngineState
+from services.kit.audit_events import OutcomeRecorder
+from services.kit.audit_inference import InferenceAudit
 from services.kit.caller import Caller
 
 FOLDER = Path(__file__).parent / "contract" / "exchanges"
@@ -158,6 +160,7 @@ class Calls:
             self.state,
             admission,
             GatewayMetadata("node-1", engine, lambda model: (None, None)),
+            InferenceAudit(OutcomeRecorder(lambda *_: None), "node-1"),
         )
 
     def know(self, description: Description) -> None:

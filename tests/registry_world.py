@@ -44,9 +44,11 @@ class Registry:
 
 
 @asynccontextmanager
-async def running(postgres_url: str, lease_s: float = LEASE_S) -> AsyncIterator[Registry]:
+async def running(
+    postgres_url: str, lease_s: float = LEASE_S, **more: object
+) -> AsyncIterator[Registry]:
     settings = RegistrySettings(
-        listen="127.0.0.1:0", drain_s=1, database_url=postgres_url, lease_s=lease_s
+        listen="127.0.0.1:0", drain_s=1, database_url=postgres_url, lease_s=lease_s, **more
     )
     async with (
         serving(settings, make_app(settings)) as address,

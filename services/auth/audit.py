@@ -8,37 +8,33 @@ An event is in the spool's file before its call goes on, so that it survives the
 """
 
 import logging
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 
 from infermesh.auth.v1 import audit_service_pb2 as pb
-from infermesh.errors.v1 import errors_pb2
 from services.auth.audit_limit import DenialLimit
 from services.auth.audit_policy import JOINS
 from services.kit import headers
+from services.kit.audit_events import (
+    Append,
+    OutcomeRecorder,
+    cannot_be_written,
+    clean,
+)
 from services.kit.errors import MeshError
 
 log = logging.getLogger("services.auth.audit")
 
-Append = Callable[[bytes, bool], None]
-"""Keeps an event, which is serialized; the second argument says whether it must not be missing.
-
-Raises:
-    OSError: It cannot be written.
-"""
-
 _PREFIX_CHARS = 7
 _MIN_SHOWN_CHARS = 24
-_ERROR_INTERVAL_S = 10.0
-_MAX_PATH, _MAX_RESOURCE, _MAX_ID = 200, 300, 64
+_MAX_PATH, _MAX_RESOURCE = 200, 300
 _ORIGINAL_PATH = "x-envoy-original-path"
 
 
-class Recorder:
+class Recorder(OutcomeRecorder):
     """Makes events of what happens and hands them to the spool.
 
     Args:
@@ -53,13 +49,10 @@ class Recorder:
         clock: Callable[[], float] = time.monotonic,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
-        self._append = append
-        self._clock = clock
-        self._now_us = now_us
+        super().__init__(append, clock, now_us)
         # Apart, so that a flood of bad keys does not hide who tries to join.
         self._limit = DenialLimit(clock)
         self._join_limit = DenialLimit(clock)
-        self._next_error = float("-inf")
 
     def called(
         self, attributes: Any, key_id: str, tenant: str, role: str, model: str, is_inference: bool
@@ -77,18 +70,15 @@ class Recorder:
         Raises:
             MeshError: `STORE_UNAVAILABLE`, an administrative call that cannot be written down.
         """
-        event = self._event(pb.AUDIT_KIND_INFERENCE if is_inference else pb.AUDIT_KIND_CALL)
+        event = self.event(pb.AUDIT_KIND_INFERENCE if is_inference else pb.AUDIT_KIND_CALL)
         _fill(event, attributes)
         event.key_id, event.tenant, event.role = key_id, tenant, role
         event.resource = model or event.resource
         event.outcome = "OK"
         # A node that joins, and inference, go on: a full disk here is no reason to stop the mesh.
         must = not is_inference and event.rpc not in JOINS
-        if not self._keep(event, must=must) and must:
-            raise MeshError(
-                errors_pb2.ERROR_REASON_STORE_UNAVAILABLE,
-                "The audit log cannot be written, so that administrative calls have to wait.",
-            )
+        if not self.keep(event, must=must) and must:
+            raise cannot_be_written()
 
     def denied(
         self,
@@ -114,15 +104,15 @@ class Recorder:
         limit = self._join_limit if is_join else self._limit
         if not limit.admit(source):
             return
-        event = self._event(pb.AUDIT_KIND_DENIAL)
+        event = self.event(pb.AUDIT_KIND_DENIAL)
         if attributes is not None:
             _fill(event, attributes)
         event.key_id, event.tenant, event.role = identity
         shown = _prefix(secret)
         if not event.key_id:
-            event.presented = _clean(shown, _PREFIX_CHARS)
+            event.presented = clean(shown, _PREFIX_CHARS)
         event.outcome = error.reason_name
-        if not self._keep(event, must=False):
+        if not self.keep(event, must=False):
             limit.suppress(source)
         if is_join:
             log.warning(
@@ -137,84 +127,31 @@ class Recorder:
                 },
             )
 
-    def outcome(
-        self,
-        rpc: str,
-        metadata: Mapping[str, str],
-        outcome: str,
-        *,
-        resource: str = "",
-        before: str = "",
-        after: str = "",
-    ) -> None:
-        """Writes down how a call to a service of auth's own ended.
-
-        Args:
-            rpc: The RPC's path.
-            metadata: What the call carries: the caller's identity, and the request's id.
-            outcome: `OK` or the name of a gRPC status.
-            resource: The id of what the call was about.
-            before: The resource before the change, as JSON without secrets.
-            after: The resource after it.
-        """
-        event = self._event(pb.AUDIT_KIND_OUTCOME)
-        event.key_id = _clean(metadata.get(headers.KEY_ID, ""), _MAX_ID)
-        event.tenant = _clean(metadata.get(headers.TENANT, ""), _MAX_ID)
-        event.role = _clean(metadata.get(headers.ROLE, ""), _MAX_ID)
-        event.request_id = _clean(metadata.get(headers.REQUEST_ID, ""), _MAX_ID)
-        event.rpc = rpc
-        event.resource = _clean(resource, _MAX_RESOURCE)
-        event.outcome = outcome
-        event.before, event.after = before.replace("\0", ""), after.replace("\0", "")
-        # The change is made; that the log lacks it is said in the service's own log.
-        self._keep(event, must=True)
-
     def summarise(self) -> None:
         """Writes down how many denials were only counted, where there are any."""
         for limit, rpc in ((self._limit, ""), (self._join_limit, "join")):
             count, sources = limit.take_suppressed()
             if count:
-                event = self._event(pb.AUDIT_KIND_SUPPRESSED)
+                event = self.event(pb.AUDIT_KIND_SUPPRESSED)
                 event.resource = rpc
                 event.count = count
-                named = {_clean(source, _MAX_ID): number for source, number in sources.items()}
+                named = {clean(source): number for source, number in sources.items()}
                 event.after = orjson.dumps({"busiest_sources": named}).decode()
-                self._keep(event, must=True)
+                self.keep(event, must=True)
 
     def checkpoint(self) -> pb.AuditEvent:
         """Returns the event that says what retention removed; the store fills in what."""
-        return self._event(pb.AUDIT_KIND_CHECKPOINT)
-
-    def _event(self, kind: "pb.AuditKind.ValueType") -> pb.AuditEvent:
-        event = pb.AuditEvent(event_id=os.urandom(16).hex(), kind=kind, count=1)
-        event.time.FromMicroseconds(self._now_us())
-        return event
-
-    def _keep(self, event: pb.AuditEvent, *, must: bool) -> bool:
-        try:
-            self._append(event.SerializeToString(), must)
-        except OSError as error:
-            # What fails once fails a thousand times a second.
-            if self._clock() >= self._next_error:
-                self._next_error = self._clock() + _ERROR_INTERVAL_S
-                log.error("the audit log cannot be written", extra={"error": repr(error)})
-            return False
-        return True
+        return self.event(pb.AUDIT_KIND_CHECKPOINT)
 
 
 def _fill(event: pb.AuditEvent, attributes: Any) -> None:
     http = attributes.request.http
-    event.source = _clean(attributes.source.address.socket_address.address, _MAX_ID)
-    event.rpc = _clean(http.path.partition("?")[0], _MAX_PATH)
-    event.resource = _clean(http.headers.get(_ORIGINAL_PATH, "").partition("?")[0], _MAX_RESOURCE)
-    event.request_id = _clean(http.headers.get(headers.REQUEST_ID, ""), _MAX_ID)
+    event.source = clean(attributes.source.address.socket_address.address)
+    event.rpc = clean(http.path.partition("?")[0], _MAX_PATH)
+    event.resource = clean(http.headers.get(_ORIGINAL_PATH, "").partition("?")[0], _MAX_RESOURCE)
+    event.request_id = clean(http.headers.get(headers.REQUEST_ID, ""))
 
 
 def _prefix(secret: str | None) -> str:
     # Of a short one, a password say, the first characters would be most of it.
     return secret[:_PREFIX_CHARS] if secret and len(secret) >= _MIN_SHOWN_CHARS else ""
-
-
-def _clean(text: str, length: int) -> str:
-    # PostgreSQL takes no NUL in a text.
-    return text.replace("\0", "")[:length]

@@ -10,8 +10,8 @@ from pathlib import Path
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.auth.audit import Recorder
-from services.auth.audit_spool import open_spool
 from services.auth.audit_store import MAX_REMOVED, AuditStore, metadata
+from services.kit.audit_spool import open_spool
 from services.kit.database import StoreUnavailableError, create_tables
 
 log = logging.getLogger(__name__)
@@ -69,8 +69,9 @@ async def _retain(store: AuditStore, recorder: Recorder, days: int) -> None:
         try:
             if removed := await retain(store, recorder, datetime.datetime.now(datetime.UTC), days):
                 log.info("old audit events removed", extra={"count": removed, "days": days})
-        except StoreUnavailableError:
-            pass  # `transaction` has said so; the next hour will do.
+        except StoreUnavailableError as error:
+            # `transaction` has warned of it; the next hour will do.
+            log.debug("old audit events stay for now", extra={"error": repr(error)})
         except Exception:
             log.exception("old audit events cannot be removed")
         await asyncio.sleep(_RETENTION_INTERVAL_S)

@@ -9,9 +9,11 @@ JOINS = frozenset(
     {
         "/infermesh.registry.v1.NodeService/AttachNode",
         "/infermesh.auth.v1.JoinTokenService/RedeemJoinToken",
+        "/infermesh.auth.v1.CertificateService/IssueNodeCertificate",
+        "/infermesh.auth.v1.CertificateService/IssueNodeCertificate",
     }
 )
-"""The RPCs by which a machine joins."""
+"""The RPCs by which a machine joins, and gets what it joins with."""
 
 _USER = 1 << access_pb2.ROLE_USER
 _NODE = 1 << access_pb2.ROLE_NODE

@@ -96,6 +96,8 @@ class AuditStore:
         Raises:
             MeshError: `STORE_UNAVAILABLE`.
         """
+        if not batch:
+            return 0
         async with transaction(self._engine) as connection:
             ends = await _lock(connection)
             ids = [event.event_id for event in batch]

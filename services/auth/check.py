@@ -1,5 +1,6 @@
 """Serves Envoy's authorization protocol, the hottest call of the mesh."""
 
+import asyncio
 import logging
 from typing import Any
 
@@ -17,7 +18,7 @@ SERVICE_NAME = "envoy.service.auth.v3.Authorization"
 def add_to_server(decider: Decider, server: grpc.aio.Server) -> None:
     """Serves `Check`. Replies are cached as bytes, so they pass by the message serializer."""
 
-    def check(request: Any, _: object) -> bytes:
+    def check(request: Any, _: object) -> "bytes | asyncio.Future[bytes]":
         return decider.decide(request)
 
     handler: Any = grpc.unary_unary_rpc_method_handler(check, request_deserializer=_parse)

@@ -3,33 +3,23 @@
 Envoy asks after its transcoder, so that the path is always that of the RPC which will run.
 """
 
-import binascii
+import asyncio
 import functools
 import re
 from collections.abc import Mapping
-from typing import Any
-
-import orjson
+from typing import TYPE_CHECKING, Any
 
 from services.auth import errors, replies
 from services.auth.access import ROLE_NAMES, Access, ModelNames
 from services.auth.audit import Recorder
 from services.auth.keyring import Grant, Keyring
+from services.auth.limits_gate import LimitGate
+from services.auth.named_models import check_fallbacks, rest_model, typed_model
 from services.kit.errors import MeshError
 from services.kit.globs import ModelGlobs
 
-# Filled by Envoy's `json_to_metadata`: `model` is a string, `body` is `invalid` for what it cannot
-# read. To it that includes every body that is not declared as JSON, and so all of gRPC's.
-_REST_NAMESPACE = "infermesh.request"
-
-# Filled by Envoy's `grpc_field_extraction`: a list with one string for each field path.
-_GRPC_NAMESPACE = "envoy.filters.http.grpc_field_extraction"
-_GRPC_FIELDS = ("model", "chat.model")
-
-_GRPC_FALLBACKS = ("fallback_models", "chat.fallback_models")
-
-# Filled by Envoy's Lua: `models` is the caller's list as it stands in the body, in base64.
-_REST_FALLBACKS = "infermesh.fallbacks"
+if TYPE_CHECKING:  # Loaded only where there are issuers: it takes 10 MB.
+    from services.auth.oidc.bearer import BearerTokens
 
 # The transcoder's mark: only calls that came as REST carry it.
 _ORIGINAL_PATH = "x-envoy-original-path"
@@ -48,6 +38,9 @@ class Decider:
         table: The access of each RPC by its path.
         model_names: The grammar of model names.
         recorder: Where refusals go, and the calls that the table says.
+        gate: Holds calls against limits; None where nothing is limited.
+        bearers: Knows the tokens of external issuers; None where there are none.
+        audits_bodies: Whether the audit log tells the form of inference requests.
     """
 
     def __init__(
@@ -56,8 +49,17 @@ class Decider:
         table: Mapping[str, Access],
         model_names: ModelNames,
         recorder: Recorder,
+        gate: LimitGate | None = None,
+        bearers: "BearerTokens | None" = None,
+        *,
+        audits_bodies: bool = False,
     ) -> None:
         self._ring = ring
+        self._audits_bodies = audits_bodies
+        self._bearers = bearers
+        # Of the few reasons why a token is refused.
+        self._deny_token = functools.lru_cache(8)(_token_denials)
+        self._gate = gate
         self._table = table
         self._model_names = model_names
         self._recorder = recorder
@@ -72,8 +74,9 @@ class Decider:
         self._unreadable_request = errors.unreadable_request()
         self._unreadable = replies.deny(self._unreadable_request, for_grpc=True)
 
-    def decide(self, request: Any) -> bytes:
-        """Returns the serialized `CheckResponse` to a `CheckRequest`.
+    def decide(self, request: Any) -> "bytes | asyncio.Future[bytes]":
+        """Returns the serialized `CheckResponse` to a `CheckRequest`; later for limited callers,
+        and where an issuer is asked for the key of a token.
 
         The order is fixed: an unknown caller learns nothing of what exists, and a caller who may
         not call an RPC nothing of its arguments. None stands for a request that does not parse.
@@ -87,11 +90,40 @@ class Decider:
 
         secret = _find_secret(headers)
         grant = None if secret is None else self._ring.find(secret)
+        if grant is None and secret is not None and self._bearers is not None:
+            found = self._bearers.find(secret)
+            if isinstance(found, asyncio.Future):
+                return asyncio.ensure_future(self._decide_later(attributes, secret, found))
+            if isinstance(found, MeshError):
+                return self._refuse_token(attributes, secret, found)
+            grant = found
+        return self._decide_for(attributes, secret, grant)
+
+    async def _decide_later(
+        self, attributes: Any, secret: str, later: "asyncio.Future[Grant | MeshError | None]"
+    ) -> bytes:
+        found = await later
+        if isinstance(found, MeshError):
+            return self._refuse_token(attributes, secret, found)
+        reply = self._decide_for(attributes, secret, found)
+        return await reply if isinstance(reply, asyncio.Future) else reply
+
+    def _refuse_token(self, attributes: Any, secret: str, error: MeshError) -> bytes:
+        self._recorder.denied(attributes, error, secret)
+        return self._deny_token(error)[_is_grpc(attributes.request.http.headers)]
+
+    def _decide_for(
+        self, attributes: Any, secret: str | None, grant: Grant | None
+    ) -> "bytes | asyncio.Future[bytes]":
+        headers = attributes.request.http.headers
         if grant is None:
             error = self._missing_key if secret is None else self._invalid_key
             self._recorder.denied(attributes, error, secret)
             denials = self._deny_missing_key if secret is None else self._deny_invalid_key
             return denials[_is_grpc(headers)]
+        if attributes.context_extensions:
+            # Envoy asks who calls before it reads a large body, and will ask again.
+            return replies.KNOWN
         try:
             return self._admit(attributes, grant)
         except MeshError as error:
@@ -99,7 +131,7 @@ class Decider:
             self._recorder.denied(attributes, error, secret, identity)
             return replies.deny(error, for_grpc=_is_grpc(headers))
 
-    def _admit(self, attributes: Any, grant: Grant) -> bytes:
+    def _admit(self, attributes: Any, grant: Grant) -> "bytes | asyncio.Future[bytes]":
         """Decides about the call of a caller who is known.
 
         Raises:
@@ -110,6 +142,8 @@ class Decider:
         bounds = grant.bounds
         if bounds is not None and not bounds.admit(_source(attributes)):
             raise errors.wrong_network()
+        if bounds is not None and not bounds.admit_origin(http.headers.get("origin")):
+            raise errors.wrong_origin()
         access = self._table.get(http.path, self._no_access)
         if not access.roles or not _reaches_an_rpc(http):
             raise _unknown_url(http)
@@ -118,31 +152,68 @@ class Decider:
         model = ""
         if access.names_model:
             metadata = attributes.metadata_context.filter_metadata
-            model = _typed_model(metadata) if _is_grpc(http.headers) else _rest_model(metadata)
+            model = typed_model(metadata) if _is_grpc(http.headers) else rest_model(metadata)
             if bounds is not None and bounds.models is not None:
-                _check_fallbacks(metadata, bounds.models)
+                check_fallbacks(metadata, bounds.models)
         globs = None if bounds is None else bounds.models
-        reply = self._allow(grant.key_id, grant.tenant, role, model, globs)
+        guardrails = "" if bounds is None else bounds.guardrails
+        reply = self._allow(
+            grant.key_id, grant.tenant, grant.project, role, model, globs, guardrails
+        )
+        note = None
         if access.audited >> grant.role & 1:
             identity = (grant.key_id, grant.tenant, role)
-            self._recorder.called(attributes, *identity, model, access.names_model)
+            note = functools.partial(
+                self._recorder.called, attributes, *identity, model, access.names_model
+            )
+        if model and self._gate is not None:
+            scopes = self._gate.book.of(grant.tenant, grant.project, grant.key_id, model)
+            if scopes:
+                identity = (grant.key_id, grant.tenant, role)
+                is_grpc = _is_grpc(http.headers)
+                return self._gate.ask(
+                    attributes, identity, model, scopes, reply, is_grpc=is_grpc, on_admitted=note
+                )
+        if note is not None:
+            note()
         return reply
 
     def _make_allow(
-        self, key_id: str, tenant: str, role: str, model: str, globs: ModelGlobs | None
+        self,
+        key_id: str,
+        tenant: str,
+        project: str,
+        role: str,
+        model: str,
+        globs: ModelGlobs | None,
+        guardrails: str,
     ) -> bytes:
         if model and model not in self._model_names:
             raise errors.model_not_found(model)
-        if not model or globs is None:
-            return replies.allow(key_id, tenant, role, model)
-        if not globs.allow(model):
+        if model and globs is not None and not globs.allow(model):
             raise errors.model_not_found(model)
-        # Only routing knows what else may answer, be it a fallback or the target of an alias.
-        return replies.allow(key_id, tenant, role, model, globs.text)
+        return replies.allow(
+            key_id,
+            tenant,
+            role,
+            model,
+            # Only routing knows what else may answer, be it a fallback or the target of an alias.
+            globs.text if model and globs is not None else "",
+            project=project,
+            guardrails=guardrails,
+            audits_body=self._audits_bodies,
+        )
 
 
 def _both(error: MeshError) -> tuple[bytes, bytes]:
     return replies.deny(error, for_grpc=False), replies.deny(error, for_grpc=True)
+
+
+def _token_denials(error: MeshError) -> tuple[bytes, bytes]:
+    # RFC 6750, section 3: says that it is the token, and no more.
+    challenge = 'Bearer error="invalid_token"'
+    for_rest = replies.deny(error, for_grpc=False, challenge=challenge)
+    return for_rest, replies.deny(error, for_grpc=True)
 
 
 def _find_secret(headers: Mapping[str, str]) -> str | None:
@@ -175,46 +246,3 @@ def _unknown_url(http: Any) -> MeshError:
     method = http.headers.get(_ORIGINAL_METHOD) or http.method
     path = http.headers.get(_ORIGINAL_PATH) or http.path
     return errors.unknown_url(method, path.partition("?")[0])
-
-
-def _rest_model(metadata: Mapping[str, Any]) -> str:
-    found = metadata.get(_REST_NAMESPACE)
-    if found is not None:
-        body = found.fields.get("body")
-        if body is not None and body.string_value == "invalid":
-            raise errors.invalid_json()
-        model = found.fields.get("model")
-        if model is not None and model.string_value:
-            return str(model.string_value)
-    raise errors.missing_model()
-
-
-def _check_fallbacks(metadata: Mapping[str, Any], globs: ModelGlobs) -> None:
-    # Refused as a whole, so that the caller learns of it. Routing passes over what is not seen
-    # here, such as a list in the middle of a long body.
-    names: list[Any] = []
-    if (found := metadata.get(_REST_FALLBACKS)) is not None:
-        try:
-            said = orjson.loads(binascii.a2b_base64(found.fields["models"].string_value))
-        except ValueError:
-            said = ()  # The node says what is wrong with it.
-        names.extend(said if isinstance(said, list) else ())
-    if (found := metadata.get(_GRPC_NAMESPACE)) is not None:
-        for field in _GRPC_FALLBACKS:
-            if field in found.fields:
-                names.extend(each.string_value for each in found.fields[field].list_value.values)
-    for name in names:
-        if isinstance(name, str) and name and not globs.allow(name):
-            raise errors.model_not_found(name, "fallback_models")
-
-
-def _typed_model(metadata: Mapping[str, Any]) -> str:
-    found = metadata.get(_GRPC_NAMESPACE)
-    if found is not None:
-        for name in _GRPC_FIELDS:
-            model = found.fields.get(name)
-            if model is not None and model.list_value.values:
-                value = model.list_value.values[0].string_value
-                if value:
-                    return str(value)
-    raise errors.missing_model()

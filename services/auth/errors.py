@@ -30,6 +30,29 @@ def token_spent(max_uses: int) -> MeshError:
     )
 
 
+def no_authority() -> MeshError:
+    """Nobody in this mesh signs certificates."""
+    return precondition(
+        "This mesh has no authority that signs certificates: it speaks no TLS inside."
+    )
+
+
+def no_nodes_key() -> MeshError:
+    """The key is good for any node, so that it can have no one's certificate."""
+    return precondition(
+        "The key was not got with a join token, so that it is no one node's. Join with a token."
+    )
+
+
+def bad_signing_request(why: str) -> MeshError:
+    """The request for a certificate is not a good one."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_INVALID_ARGUMENT,
+        f"signing_request: {why}",
+        param="signing_request",
+    )
+
+
 def last_admin_key(key_id: str) -> MeshError:
     """Without this key nobody could administer the mesh."""
     return MeshError(
@@ -66,6 +89,15 @@ def project_not_found(tenant: str, project: str) -> MeshError:
     )
 
 
+def limits_not_found(scope_id: str) -> MeshError:
+    """The scope has no limits."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_NOT_FOUND,
+        f"There are no limits of `{scope_id}`.",
+        metadata={"scope": scope_id},
+    )
+
+
 def precondition(message: str) -> MeshError:
     """What is there does not allow it; the message says what."""
     return MeshError(errors_pb2.ERROR_REASON_FAILED_PRECONDITION, message)
@@ -80,11 +112,27 @@ def too_many_patterns(chars: int) -> MeshError:
     )
 
 
+def invalid_pattern(index: int | None, message: str) -> MeshError:
+    """A pattern of the guardrails cannot be used, or all of them together."""
+    param = "rules.guardrails.blocked_patterns"
+    if index is not None:
+        param += f"[{index}]"
+    return MeshError(errors_pb2.ERROR_REASON_INVALID_ARGUMENT, f"{param}: {message}", param=param)
+
+
 def wrong_network() -> MeshError:
     """The key may not be used from the caller's address."""
     return MeshError(
         errors_pb2.ERROR_REASON_PERMISSION_DENIED,
         "The API key may not be used from this network.",
+    )
+
+
+def wrong_origin() -> MeshError:
+    """The key may not be used by the web page that calls."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_PERMISSION_DENIED,
+        "The API key may not be used by web pages of this origin.",
     )
 
 

@@ -1,9 +1,10 @@
-"""Keeps the keyring current with what any replica writes."""
+"""Keeps what replicas decide by current with what any of them writes."""
 
 import asyncio
 import contextlib
 import logging
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import asyncpg
 import sqlalchemy as sa
@@ -24,28 +25,75 @@ _RETRY_S = 0.25
 _MAX_PENDING = 1000
 
 
-class Follower:
-    """Follows the notifications of PostgreSQL on a connection of its own.
-
-    It listens first and loads all keys then, after every connection that it makes: nothing that
-    is committed at any time is missed. While PostgreSQL is out of reach the ring stays as it is.
+class Followed(Protocol):
+    """Something in memory that is written elsewhere too.
 
     Attributes:
-        ready: Set once the ring has been loaded for the first time.
+        channel: Where PostgreSQL tells of writes.
+    """
+
+    channel: str
+
+    async def load(self) -> None:
+        """Reads everything anew.
+
+        Raises:
+            MeshError: `STORE_UNAVAILABLE`.
+        """
+
+    async def apply(self, names: Sequence[str]) -> None:
+        """Reads what was written, named as the notifications name it.
+
+        Raises:
+            MeshError: `STORE_UNAVAILABLE`.
+        """
+
+
+class FollowedKeys:
+    """The keyring, as it is followed.
 
     Args:
-        url: `postgresql+asyncpg://…`, as SQLAlchemy takes it.
         store: Where the keys are read from.
         ring: The keys to keep current.
     """
 
-    def __init__(self, url: str, store: KeyStore, ring: Keyring) -> None:
-        self.ready = asyncio.Event()
-        self._dsn = sa.make_url(url).set(drivername="postgresql").render_as_string(False)
+    channel = CHANNEL
+
+    def __init__(self, store: KeyStore, ring: Keyring) -> None:
         self._store = store
         self._ring = ring
+
+    async def load(self) -> None:
+        """See `Followed`."""
+        async with self._ring.changing:
+            await self._ring.load(self._store.all())
+
+    async def apply(self, names: Sequence[str]) -> None:
+        """See `Followed`."""
+        async with self._ring.changing:
+            self._ring.apply(await self._store.get(names))
+
+
+class Follower:
+    """Follows the notifications of PostgreSQL on a connection of its own.
+
+    It listens first and loads everything then, after every connection that it makes: nothing that
+    is committed at any time is missed. While PostgreSQL is out of reach all stays as it is.
+
+    Attributes:
+        ready: Set once everything has been loaded for the first time.
+
+    Args:
+        url: `postgresql+asyncpg://…`, as SQLAlchemy takes it.
+        followed: What to keep current, in the order in which it is loaded.
+    """
+
+    def __init__(self, url: str, followed: Sequence[Followed]) -> None:
+        self.ready = asyncio.Event()
+        self._dsn = sa.make_url(url).set(drivername="postgresql").render_as_string(False)
+        self._followed = {each.channel: each for each in followed}
         self._in_touch = True
-        self._pending: set[str] = set()
+        self._pending: dict[str, set[str]] = {channel: set() for channel in self._followed}
         self._wake = asyncio.Event()
 
     async def run(self) -> None:
@@ -57,7 +105,7 @@ class Follower:
                 if self._in_touch:
                     log.warning(
                         "PostgreSQL is out of reach; deciding from memory",
-                        extra={"error": repr(error), "keys": len(self._ring)},
+                        extra={"error": repr(error)},
                     )
                 self._in_touch = False
             await asyncio.sleep(_RETRY_S)
@@ -67,12 +115,13 @@ class Follower:
             self._dsn, timeout=_CONNECT_TIMEOUT_S, command_timeout=_CONNECT_TIMEOUT_S
         )
         try:
-            self._pending.clear()
             connection.add_termination_listener(self._on_termination)
-            await connection.add_listener(CHANNEL, self._on_notification)
-            await self._load()
+            for channel, each in self._followed.items():
+                self._pending[channel].clear()
+                await connection.add_listener(channel, self._on_notification)
+                await each.load()
             if not self._in_touch:
-                log.info("PostgreSQL is back", extra={"keys": len(self._ring)})
+                log.info("PostgreSQL is back")
             self._in_touch = True
             self.ready.set()
             while True:
@@ -83,27 +132,23 @@ class Follower:
         finally:
             connection.terminate()
 
-    async def _load(self) -> None:
-        async with self._ring.changing:
-            await self._ring.load(self._store.all())
-
     async def _apply_pending(self) -> None:
         self._wake.clear()
-        if not self._pending:
-            return
-        if len(self._pending) >= _MAX_PENDING:
-            self._pending.clear()
-            await self._load()
-            return
-        async with self._ring.changing:
-            changed = tuple(self._pending)
-            self._pending.clear()
-            self._ring.apply(await self._store.get(changed))
+        for channel, each in self._followed.items():
+            names = self._pending[channel]
+            if len(names) >= _MAX_PENDING:
+                names.clear()
+                await each.load()
+            elif names:
+                changed = tuple(names)
+                names.clear()
+                await each.apply(changed)
 
-    def _on_notification(self, _connection: Any, _pid: int, _channel: str, payload: Any) -> None:
-        # At the bound everything is loaded anew, so that which keys changed no longer matters.
-        if len(self._pending) < _MAX_PENDING:
-            self._pending.add(str(payload))
+    def _on_notification(self, _connection: Any, _pid: int, channel: str, payload: Any) -> None:
+        # At the bound everything is loaded anew, so that which names changed no longer matters.
+        names = self._pending[channel]
+        if len(names) < _MAX_PENDING:
+            names.add(str(payload))
         self._wake.set()
 
     def _on_termination(self, _connection: Any) -> None:

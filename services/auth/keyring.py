@@ -75,6 +75,13 @@ class Keyring:
         self._used.add(grant.key_id)
         return grant
 
+    def valid(self, key_id: str) -> Grant | None:
+        """Returns the grant of a key by its id, or None where it is not valid, or not any more."""
+        grant = self._grants.get(self._hashes.get(key_id, b"")[:_HASH_BYTES])
+        if grant is None or (grant.expires_s is not None and self._clock() >= grant.expires_s):
+            return None
+        return grant
+
     def take_used(self) -> set[str]:
         """Returns the ids of the keys that were found since the last call."""
         used, self._used = self._used, set()

@@ -154,14 +154,17 @@ class Keys:
         """Makes sure that a key of this id has this secret; says whether anything changed."""
         return await self._store.put(self.make(key_id, plain, display_name, role, ""))
 
-    async def exchange(self, token_id: str, display_name: str) -> tuple[Key, str]:
+    async def exchange(self, token_id: str, node_id: str) -> tuple[Key, str]:
         """Returns a new node's key, and its secret, for a use of a join token.
 
         Raises:
             MeshError: `FAILED_PRECONDITION` or `INVALID_API_KEY`, as `KeyStore.redeem` says.
         """
         plain = secret.make()
-        key = self.make(secret.make_key_id(), plain, display_name, access_pb2.ROLE_NODE, "")
+        made = self.make(
+            secret.make_key_id(), plain, f"node {node_id}", access_pb2.ROLE_NODE, tenant=""
+        )
+        key = replace(made, node_id=node_id)
         async with self._ring.changing:
             await self._store.redeem(token_id, key, self._now())
             self._ring.apply([key])

@@ -41,6 +41,7 @@ _keys = sa.Table(
     sa.Column("old_secret_hash", sa.LargeBinary, nullable=False, server_default=""),
     sa.Column("old_secret_expire_time", sa.DateTime(timezone=True)),
     sa.Column("last_use_time", sa.DateTime(timezone=True)),
+    sa.Column("node_id", sa.Text, nullable=False, server_default=""),
     sa.Column("rules", JSONB, nullable=False, server_default="{}"),
     sa.Index("api_keys_by_create_time", sa.text("create_time DESC"), sa.text("key_id DESC")),
 )
@@ -174,8 +175,11 @@ def _key(row: Any) -> Key:
 
 
 def _rules(fields: dict[str, Any]) -> Rules:
-    lists = {name: tuple(value) for name, value in fields.items() if name != "labels"}
-    return Rules(**lists, labels=fields.get("labels", {}))
+    # JSON knows no tuples.
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
+    return Rules(**values)
 
 
 async def _notify(connection: AsyncConnection, key_id: str) -> None:

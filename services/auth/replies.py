@@ -12,14 +12,38 @@ from google.rpc import code_pb2
 from services.kit import headers
 from services.kit.errors import MeshError
 
+DEFAULT_PROJECT = "default"
+
 _OVERWRITE = base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 
-def allow(key_id: str, tenant: str, role: str, model: str, allowed_models: str = "") -> bytes:
+def _known() -> bytes:
+    response = external_auth_pb2.CheckResponse()
+    response.status.code = code_pb2.OK
+    response.ok_response.SetInParent()
+    return bytes(response.SerializeToString())
+
+
+KNOWN = _known()
+"""Lets a call go on to the question what it may do; says nothing of the caller."""
+
+
+def allow(
+    key_id: str,
+    tenant: str,
+    role: str,
+    model: str,
+    allowed_models: str = "",
+    *,
+    project: str = DEFAULT_PROJECT,
+    guardrails: str = "",
+    audits_body: bool = False,
+) -> bytes:
     """Returns the answer that lets a call pass, with the caller's identity for the services.
 
     The secret goes no further. `model` is empty where the call names none, `allowed_models` where
-    the key may use all.
+    the key may use all. Of the default project nothing is said, nor are guardrails of calls that
+    name no model.
     """
     response = external_auth_pb2.CheckResponse()
     response.status.code = code_pb2.OK
@@ -31,16 +55,22 @@ def allow(key_id: str, tenant: str, role: str, model: str, allowed_models: str =
         (headers.MODEL, model),
     ):
         if value:
-            ok.headers.append(_header(name, value))
+            ok.headers.append(header(name, value))
         else:
             ok.headers_to_remove.append(name)
     if allowed_models:
-        ok.headers.append(_header(headers.ALLOWED_MODELS, allowed_models))
+        ok.headers.append(header(headers.ALLOWED_MODELS, allowed_models))
+    if project != DEFAULT_PROJECT:
+        ok.headers.append(header(headers.PROJECT, project))
+    if audits_body and model:
+        ok.headers.append(header(headers.AUDIT_BODY, "1"))
+    if guardrails and model:
+        ok.headers.append(header(headers.GUARDRAILS, guardrails))
     ok.headers_to_remove.extend(("authorization", "x-api-key"))
     return bytes(response.SerializeToString())
 
 
-def deny(error: MeshError, *, for_grpc: bool) -> bytes:
+def deny(error: MeshError, *, for_grpc: bool, challenge: str = "Bearer") -> bytes:
     """Returns the answer that refuses a call, in the form that the caller reads."""
     response = external_auth_pb2.CheckResponse()
     response.status.code = error.code.value[0]
@@ -51,17 +81,20 @@ def deny(error: MeshError, *, for_grpc: bool) -> bytes:
         # status (404 would be UNIMPLEMENTED) if none were given.
         denied.body = error.message
         details = base64.b64encode(error.to_status().SerializeToString()).decode().rstrip("=")
-        denied.headers.append(_header("grpc-status", str(error.code.value[0])))
-        denied.headers.append(_header("grpc-status-details-bin", details))
+        denied.headers.append(header("grpc-status", str(error.code.value[0])))
+        denied.headers.append(header("grpc-status-details-bin", details))
     else:
         denied.body = error.openai_body()
-        denied.headers.append(_header("content-type", "application/json"))
+        denied.headers.append(header("content-type", "application/json"))
         if error.http_status == 401:
-            denied.headers.append(_header("www-authenticate", "Bearer"))
+            denied.headers.append(header("www-authenticate", challenge))
+    if error.retry_after_s is not None:
+        denied.headers.append(header(headers.RETRY_AFTER, str(error.retry_after_s)))
     return bytes(response.SerializeToString())
 
 
-def _header(name: str, value: str) -> base_pb2.HeaderValueOption:
+def header(name: str, value: str) -> base_pb2.HeaderValueOption:
+    """Returns a header that takes the place of any of its name."""
     return base_pb2.HeaderValueOption(
         header=base_pb2.HeaderValue(key=name, value=value), append_action=_OVERWRITE
     )

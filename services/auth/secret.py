@@ -17,9 +17,13 @@ def make() -> str:
     return "im-" + secrets.token_urlsafe(32)
 
 
+KEY_ID_PREFIX = "key_"
+"""What the ids of keys begin with; those of other identities do not."""
+
+
 def make_key_id() -> str:
     """Returns a new key id: `key_` and 60 random bits in base32, lower case."""
-    return "key_" + base64.b32encode(secrets.token_bytes(8)).decode()[:12].lower()
+    return KEY_ID_PREFIX + base64.b32encode(secrets.token_bytes(8)).decode()[:12].lower()
 
 
 def is_well_formed(secret: str) -> bool:

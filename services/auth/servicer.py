@@ -12,6 +12,7 @@ from services.auth.keys import Keys
 from services.auth.rules import NONE, Rules
 from services.auth.store import Key
 from services.kit import headers
+from services.kit.guardrails import header
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ def _rules(message: key_service_pb2.KeyRules) -> Rules:
         networks=tuple(message.networks),
         cors_origins=tuple(message.cors_origins),
         labels=dict(message.labels),
+        guardrails=header.write(message.guardrails),
     )
 
 
@@ -128,6 +130,8 @@ def _to_proto(key: Key) -> key_service_pb2.Key:
         rules.networks.extend(key.rules.networks)
         rules.cors_origins.extend(key.rules.cors_origins)
         rules.labels.update(key.rules.labels)
+        if key.rules.guardrails:
+            rules.guardrails.CopyFrom(header.read(key.rules.guardrails))
     if key.old_secret_expire_time is not None:
         message.old_secret_expire_time.FromDatetime(key.old_secret_expire_time)
     if key.last_use_time is not None:

@@ -1,5 +1,7 @@
 """Serves `infermesh.auth.v1.AuditService`."""
 
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
@@ -11,7 +13,7 @@ from infermesh.errors.v1 import errors_pb2
 from services.auth import errors
 from services.auth.audit_store import AuditStore
 from services.auth.audit_verify import verify
-from services.kit import audit_chain
+from services.kit import audit_chain, headers
 from services.kit.errors import MeshError
 
 _Context = grpc.aio.ServicerContext[Any, Any]
@@ -21,11 +23,25 @@ _MAX_SEQUENCE = 2**63 - 1
 
 
 class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
-    """Reads the audit log for callers."""
+    """Reads the audit log for callers, and adds what other parts of the mesh saw.
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    Args:
+        engine: The database.
+        takes_bodies: Whether the log holds what nodes were asked.
+        now_us: The time in microseconds since 1970.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        takes_bodies: bool = False,
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
         self._engine = engine
         self._store = AuditStore(engine)
+        self._takes_bodies = takes_bodies
+        self._now_us = now_us
 
     async def ListAuditEvents(
         self, request: pb.ListAuditEventsRequest, context: _Context
@@ -50,6 +66,46 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
             )
         hash_ = bytes.fromhex(request.hash) if request.hash else audit_chain.START
         return await verify(self._engine, request.sequence, hash_)
+
+    async def RecordAuditEvents(
+        self, request: pb.RecordAuditEventsRequest, context: _Context
+    ) -> pb.RecordAuditEventsResponse:
+        """Adds what another service saw; answers once that is committed."""
+        self._check(request.events, pb.AUDIT_KIND_OUTCOME, pb.AUDIT_KIND_INFERENCE)
+        wanted = [
+            event
+            for event in request.events
+            if self._takes_bodies or event.kind == pb.AUDIT_KIND_OUTCOME
+        ]
+        return pb.RecordAuditEventsResponse(added_count=await self._store.append(wanted))
+
+    async def RecordInference(
+        self, request: pb.RecordInferenceRequest, context: _Context
+    ) -> pb.RecordInferenceResponse:
+        """Adds what nodes were asked; answers once that is committed."""
+        self._check(request.events, pb.AUDIT_KIND_INFERENCE)
+        if not self._takes_bodies:
+            return pb.RecordInferenceResponse()
+        metadata = dict(context.invocation_metadata() or ())
+        node_key = str(metadata.get(headers.KEY_ID, ""))
+        for event in request.events:
+            # Whoever has a node's key can tell of any caller; that it was this node stays known.
+            event.source = node_key
+        return pb.RecordInferenceResponse(added_count=await self._store.append(request.events))
+
+    def _check(self, events: Iterable[pb.AuditEvent], *kinds: "pb.AuditKind.ValueType") -> None:
+        now_us = self._now_us()
+        for index, event in enumerate(events):
+            if event.kind not in kinds:
+                names = " or ".join(f"`{pb.AuditKind.Name(kind)}`" for kind in kinds)
+                raise MeshError(
+                    errors_pb2.ERROR_REASON_INVALID_ARGUMENT,
+                    f"events[{index}].kind: must be {names}",
+                    param=f"events[{index}].kind",
+                )
+            # One from the future would keep retention from removing what is older.
+            if event.time.ToMicroseconds() > now_us:
+                event.time.FromMicroseconds(now_us)
 
 
 def _read_token(token: str) -> int:

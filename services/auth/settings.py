@@ -1,11 +1,13 @@
 """What the auth service is told by its environment."""
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import NoDecode
 
 from services.auth import secret
+from services.auth.oidc.config import IssuerSettings, check_issuers, read_issuers
 from services.kit.settings import ServiceSettings
 
 
@@ -30,14 +32,77 @@ class AuthSettings(ServiceSettings):
         default=Path(".infermesh/auth"),
         description="A folder; audit events wait in `audit/` there until PostgreSQL has them.",
     )
+    ca_dir: Path | None = Field(
+        default=None,
+        description="Folder with the authority that signs nodes' certificates: `ca.pem` and "
+        "`ca-key.pem`. Without it nodes get none.",
+    )
     audit_retention_days: int = Field(
         default=365,
         ge=0,
         le=36500,
         description="After how many days audit events are removed; 0 keeps them for good.",
     )
-    audit_inference: bool = Field(
-        default=False, description="Whether each inference call is an audit event too."
+    audit_inference: Literal["off", "metadata", "bodies"] = Field(
+        default="off",
+        description="`metadata` makes each inference call an audit event; `bodies` adds what was "
+        "asked, as the node tells it: its form, without its texts.",
+    )
+
+    oidc_issuers: Annotated[tuple[IssuerSettings, ...], NoDecode] = Field(
+        default=(),
+        max_length=20,
+        description="A JSON list of the issuers whose tokens are good here; see docs/oidc.md.",
+    )
+
+    @field_validator("oidc_issuers", mode="before")
+    @classmethod
+    def _read_issuers(cls, value: Any) -> Any:
+        return read_issuers(value)
+
+    @field_validator("oidc_issuers")
+    @classmethod
+    def _check_issuers(cls, value: tuple[IssuerSettings, ...]) -> tuple[IssuerSettings, ...]:
+        check_issuers(value)
+        return value
+
+    redis_url: SecretStr | None = Field(
+        default=None,
+        description="`redis://…`, where all replicas count what is used of limits. Without it no "
+        "limits can be set.",
+    )
+    metrics_address: str | None = Field(
+        default=None,
+        pattern=r"^\S+:\d+$",
+        description="Address and port of the metrics service, which knows sums and prices. Without "
+        "it no limits by day or month can be set.",
+    )
+    limits_without_redis: Literal["local", "refuse"] = Field(
+        default="local",
+        description="What happens to limited calls while Redis is away: `local` lets in this "
+        "replica's share of what was left, `refuse` refuses them.",
+    )
+    reservation_s: int = Field(
+        default=900,
+        ge=10,
+        le=86400,
+        description="After how many seconds a call of which nothing is heard gives back what it "
+        "was reserved.",
+    )
+    bytes_per_token: int = Field(
+        default=4, ge=1, le=64, description="How many bytes of a prompt are reserved as one token."
+    )
+    default_max_tokens: int = Field(
+        default=1024,
+        ge=0,
+        le=2**31 - 1,
+        description="How many tokens of an answer are reserved where the call does not say.",
+    )
+    max_reservation_tokens: int = Field(
+        default=32768,
+        ge=1,
+        le=2**31 - 1,
+        description="The most tokens that any call is reserved.",
     )
 
     @field_validator("bootstrap_admin_key", "bootstrap_node_key")

@@ -24,6 +24,7 @@ class Key:
         old_secret_hash: Stands for the secret of before the last rotation; empty where none is.
         old_secret_expire_time: Until when that secret is valid; aware, in UTC.
         last_use_time: When the key was last used, coarse; None for never.
+        node_id: For a key that a join token was exchanged for: the node's name; else empty.
         rules: What the key is bound to.
     """
 
@@ -42,6 +43,7 @@ class Key:
     old_secret_hash: bytes = b""
     old_secret_expire_time: datetime | None = None
     last_use_time: datetime | None = None
+    node_id: str = ""
     rules: Rules = NONE
 
 

@@ -56,4 +56,4 @@ class Tokens:
             MeshError: `FAILED_PRECONDITION` when no use is left; `INVALID_API_KEY` when the token
                 is expired or revoked.
         """
-        return await self._keys.exchange(token_id, f"node {node_id}")
+        return await self._keys.exchange(token_id, node_id)

@@ -4,17 +4,22 @@ import typer
 
 from services.cli.commands import (
     audit,
+    certs,
     chat,
     keys,
+    limits,
     models,
     node,
     nodes,
     policies,
+    prices,
     projects,
     splits,
     status,
     tenants,
+    trust,
     up,
+    usage,
 )
 
 app = typer.Typer(
@@ -24,15 +29,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.callback()(trust.trust)
 app.command("up")(up.up)
 app.command("status")(status.status)
 app.command("chat")(chat.chat)
 app.command("node")(node.node)
+app.command("usage")(usage.usage)
 app.add_typer(audit.app, name="audit")
+app.add_typer(certs.app, name="certs")
 app.add_typer(tenants.app, name="tenants")
 app.add_typer(projects.app, name="projects")
 app.add_typer(keys.app, name="keys")
+app.add_typer(limits.app, name="limits")
 app.add_typer(models.app, name="models")
 app.add_typer(nodes.app, name="nodes")
 app.add_typer(policies.app, name="policies")
 app.add_typer(splits.app, name="splits")
+app.add_typer(prices.app, name="prices")

@@ -1,5 +1,6 @@
 """Options that several commands share, and where their values come from."""
 
+import os
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -9,7 +10,11 @@ STATE_DIR = Path(".infermesh")
 
 Address = Annotated[
     str,
-    typer.Option("--address", envvar="INFERMESH_ADDRESS", help="The mesh: host and port."),
+    typer.Option(
+        "--address",
+        envvar="INFERMESH_ADDRESS",
+        help="The mesh: host and port; https://host:port for TLS.",
+    ),
 ]
 Key = Annotated[
     str | None,
@@ -26,6 +31,9 @@ StateDir = Annotated[
     typer.Option("--state-dir", help="The folder that holds all that the mesh writes."),
 ]
 
+CA_SETTING = "INFERMESH_CA"
+"""The environment's word on whom to trust, a PEM file."""
+
 DEFAULT_ADDRESS = "127.0.0.1:8080"
 
 
@@ -33,6 +41,17 @@ def fail(message: str) -> NoReturn:
     """Prints one line on standard error and ends the command with status 1."""
     typer.secho(message, err=True, fg="red")
     raise typer.Exit(1)
+
+
+def find_ca() -> Path | None:
+    """Returns whom to trust at an https front door; None for whom the system trusts.
+
+    That is what `--ca` said, else the authority of the mesh in this folder.
+    """
+    if said := os.environ.get(CA_SETTING):
+        return Path(said)
+    own = STATE_DIR / "tls" / "ca.pem"
+    return own if own.exists() else None
 
 
 def find_key(key: str | None, file_name: str = "admin.key") -> str:

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 Probe = Callable[[], Awaitable[bool]]
 """Returns whether the part is ready. Raising says no as well."""
@@ -29,16 +31,23 @@ def http(host: str, port: int, path: str) -> Probe:
     return probe
 
 
-def envoy(host: str, port: int) -> Probe:
+def envoy(host: str, port: int, *, is_tls: bool = False) -> Probe:
     """Returns a probe that wants an answer that only the mesh's Envoy gives.
 
     A part or a stranger may have the port instead. An unhealthy mesh will do: nodes join later.
     """
+    context = None
+    if is_tls:
+        context = ssl.create_default_context()
+        # Whether it is up is asked at its address; its certificate is for the names of callers.
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
     name = f"[{host}]" if ":" in host else host
 
     async def probe() -> bool:
         request = f"GET /health HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n"
-        head = (await _ask(host, port, request.encode(), until=b"\r\n\r\n")).lower()
+        asked = _ask(host, port, request.encode(), until=b"\r\n\r\n", context=context)
+        head = (await asked).lower()
         status = head.split(b" ")[1:2]
         return status in ([b"200"], [b"503"]) and b"\r\nx-request-id:" in head
 
@@ -71,19 +80,27 @@ def postgres(url: str) -> Probe:
     return probe
 
 
-def grpc_health(host: str, port: int) -> Probe:
-    """Returns a probe that wants SERVING from gRPC's health protocol."""
+def grpc_health(host: str, port: int, peer: str = "", tls_dir: Path | None = None) -> Probe:
+    """Returns a probe that wants SERVING from gRPC's health protocol.
+
+    Args:
+        host: The part's address.
+        port: Its port.
+        peer: Its name in its certificate.
+        tls_dir: The folder with the command line's TLS files; None for no TLS.
+    """
     tcp_open = tcp(host, port)
 
     async def probe() -> bool:
         # Most calls come before there is a port: that is found out a hundred times cheaper here.
         await tcp_open()
 
-        import grpc
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+        from services.kit.channels import open_channel
+
         # A channel of its own: a shared one would sit out its reconnect delay.
-        async with grpc.aio.insecure_channel(f"{host}:{port}") as channel:
+        async with open_channel(f"{host}:{port}", peer, tls_dir) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
             return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
@@ -91,9 +108,17 @@ def grpc_health(host: str, port: int) -> Probe:
     return probe
 
 
-async def _ask(host: str, port: int, request: bytes, size: int = 0, *, until: bytes = b"") -> bytes:
+async def _ask(
+    host: str,
+    port: int,
+    request: bytes,
+    size: int = 0,
+    *,
+    until: bytes = b"",
+    context: ssl.SSLContext | None = None,
+) -> bytes:
     """Returns the first `size` bytes of the answer, or those up to and with `until`."""
-    reader, writer = await asyncio.open_connection(host, port)
+    reader, writer = await asyncio.open_connection(host, port, ssl=context)
     try:
         writer.write(request)
         return await (reader.readuntil(until) if until else reader.readexactly(size))

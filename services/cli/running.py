@@ -14,11 +14,15 @@ from infermesh.registry.v1 import (
     resources_pb2,
 )
 from services.cli import ports, stack
+from services.cli.certs import CertsError
 from services.cli.keeper import PartState, PartStatus
 from services.cli.options import fail
 from services.cli.part import Part
 from services.cli.screen import screen
+from services.cli.stack_tls import StackTls
 from services.cli.supervisor import StartError, Supervisor
+from services.kit.channels import open_channel
+from services.kit.tls import service
 
 JOIN_LIMIT_S = 20.0
 
@@ -29,17 +33,24 @@ def run(options: stack.Options, shown_state_dir: Path) -> None:
     Args:
         shown_state_dir: The state folder as the person knows it.
     """
-    parts = stack.build(options)
+    made = stack.Stack(options)
+    try:
+        parts = made.parts()
+    except CertsError as error:
+        fail(str(error))
     taken = ports.conflicts(parts, options.host, options.port)
     if taken:
         fail("\n".join(f"Cannot start: {conflict}." for conflict in taken))
-    if problem := asyncio.run(_Run(options, parts, shown_state_dir).run()):
+    if problem := asyncio.run(_Run(options, parts, made.tls, shown_state_dir).run()):
         fail(problem)
 
 
 class _Run:
-    def __init__(self, options: stack.Options, parts: list[Part], shown_state_dir: Path) -> None:
+    def __init__(
+        self, options: stack.Options, parts: list[Part], tls: StackTls, shown_state_dir: Path
+    ) -> None:
         self._options = options
+        self._tls = tls
         self._shown = shown_state_dir
         self._parts = {part.name: part for part in parts}
         self._supervisor = Supervisor(parts, self._changed)
@@ -69,13 +80,21 @@ class _Run:
                     return f"{error}{self._tail(error)}"
             self._started = True
             self._console.print(
-                screen(self._options, self._shown, self._supervisor.states(), loop.time() - began),
+                screen(
+                    self._options,
+                    self._shown,
+                    self._supervisor.states(),
+                    loop.time() - began,
+                    self._tls.ca_file,
+                ),
                 soft_wrap=True,
             )
             if warning:
                 self._console.print(warning, style="yellow", soft_wrap=True)
             running = asyncio.create_task(self._supervisor.run_forever())
+            renewing = asyncio.create_task(self._tls.keep())
             await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            renewing.cancel()
             if stopped.done():
                 running.cancel()
                 return ""
@@ -99,15 +118,12 @@ class _Run:
         return f"These nodes have not joined yet: {names}" if missing else ""
 
     async def _ready_nodes(self) -> set[str]:
-        key = (self._options.state_dir / "admin.key").read_text().strip()
-        async with grpc.aio.insecure_channel(self._options.front_door) as channel:
+        # Not by the front door, whose certificate may be for another name than this machine's.
+        address, peer = self._options.registry_address, service("registry")
+        async with open_channel(address, peer, self._tls.own_folder) as channel:
             stub = node_service_pb2_grpc.NodeServiceStub(channel)
             try:
-                reply = await stub.ListNodes(
-                    node_service_pb2.ListNodesRequest(),
-                    metadata=(("authorization", f"Bearer {key}"),),
-                    timeout=2,
-                )
+                reply = await stub.ListNodes(node_service_pb2.ListNodesRequest(), timeout=2)
             except grpc.aio.AioRpcError:
                 return set()  # not yet; the caller asks again until its time is up
         return {n.node_id for n in reply.nodes if n.state == resources_pb2.NODE_STATE_READY}

@@ -31,9 +31,10 @@ def screen(
     shown_state_dir: Path,
     states: Mapping[str, PartStatus],
     took_s: float,
+    ca_file: Path | None = None,
 ) -> RenderableType:
     """Returns the address, where the key is, a command to copy, and the state of each part."""
-    base = f"http://{options.front_door}"
+    base = options.front_url
     key_file = shown_state_dir / "admin.key"
     rows = [
         (
@@ -50,16 +51,18 @@ def screen(
         Text.assemble(("infermesh is up", "bold green"), f", after {took_s:.1f} s\n"),
         Text.assemble(("OpenAI base URL  ", "bold"), f"{base}/v1"),
         Text.assemble(("Admin key        ", "bold"), str(key_file)),
+        *([Text.assemble(("Authority        ", "bold"), str(ca_file))] if ca_file else ()),
         Text.assemble(("Logs             ", "bold"), str(shown_state_dir / "logs")),
-        Text(f"\n{curl(base, key_file)}\n"),
+        Text(f"\n{curl(base, key_file, ca_file)}\n"),
         Text("Ctrl-C stops everything.", style="dim"),
     )
 
 
-def curl(base: str, key_file: Path) -> str:
+def curl(base: str, key_file: Path, ca_file: Path | None = None) -> str:
     """Returns a command that streams a chat, to be copied into a shell."""
+    trusting = f"--cacert {shlex.quote(str(ca_file))} " if ca_file else ""
     return (
-        f"curl -N {base}/v1/chat/completions \\\n"
+        f"curl -N {trusting}{base}/v1/chat/completions \\\n"
         f'  -H "Authorization: Bearer $(cat {shlex.quote(str(key_file))})" \\\n'
         "  -H 'Content-Type: application/json' \\\n"
         f"  -d {shlex.quote(json.dumps(_CHAT))}"

@@ -1,15 +1,16 @@
 """The embedded mesh: which processes it is made of, and what each is told."""
 
 import os
-import string
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from services.cli import binaries, embedded, probes
+from services.cli import binaries, cors, embedded, envoy_config, probes
 from services.cli.part import Part
 from services.cli.secret_files import kept_secret
+from services.cli.stack_tls import StackTls, TlsOptions
+from services.kit import tls
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -34,6 +35,8 @@ class Options:
         port: The port of the front door.
         base_port: The parts listen on ports from here on, on loopback; 32700 at most.
         chat_nodes: How many nodes serve the chat model, 1 to 18.
+        cors_origins: The web pages that browsers let call the front door; `*` for all.
+        tls: Where TLS is wanted.
     """
 
     state_dir: Path
@@ -42,6 +45,8 @@ class Options:
     port: int = 8080
     base_port: int = 17000
     chat_nodes: int = 2
+    cors_origins: tuple[str, ...] = ()
+    tls: TlsOptions = field(default_factory=TlsOptions)
 
     @property
     def local_host(self) -> str:
@@ -54,13 +59,32 @@ class Options:
         host = self.local_host
         return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
 
+    @property
+    def front_url(self) -> str:
+        """The URL at which the mesh is reached from this machine."""
+        return f"{'https' if self.tls.front else 'http'}://{self.front_door}"
+
+    @property
+    def registry_address(self) -> str:
+        """Host and port of the registry."""
+        return f"127.0.0.1:{self.base_port + _REGISTRY}"
+
 
 def build(options: Options) -> list[Part]:
     """Returns the parts of the mesh, and writes the keys and the configuration that they need."""
-    return _Stack(options).parts()
+    return Stack(options).parts()
 
 
-class _Stack:
+class Stack:
+    """The mesh on this machine.
+
+    Args:
+        options: What a person chose.
+
+    Attributes:
+        tls: Its certificates.
+    """
+
     def __init__(self, options: Options) -> None:
         self._options = options
         self._state = options.state_dir
@@ -70,9 +94,14 @@ class _Stack:
         self._admin_key = kept_secret(self._state / "admin.key", "im-")
         self._node_key = kept_secret(self._state / "node.key", "im-")
         self._hash_secret = kept_secret(self._state / "hash.secret")
+        self.tls = StackTls(options.tls, self._state / "tls", options.host)
 
     def parts(self) -> list[Part]:
-        """Returns all parts."""
+        """Returns all parts, and writes what they need.
+
+        Raises:
+            CertsError: TLS is wanted and cannot be had.
+        """
         logs = self._state / "logs"
         postgres = embedded.postgres(self._state, self._port(_POSTGRES), logs)
         redis = embedded.redis(self._state, self._port(_REDIS), logs)
@@ -95,6 +124,8 @@ class _Stack:
             **{name: self._at(_NODE + i) for name, i, _ in nodes},
         }
         after_database = (postgres.part.name,)
+        services = ("auth", "registry", "routing", "embeddings", "metrics")
+        self.tls.prepare(services, [name for name, _, _ in nodes])
         return [
             postgres.part,
             redis.part,
@@ -108,14 +139,25 @@ class _Stack:
                     "BOOTSTRAP_ADMIN_KEY": self._admin_key,
                     "BOOTSTRAP_NODE_KEY": self._node_key,
                     "STATE_DIR": str(self._state / "auth"),
+                    "METRICS_ADDRESS": self._at(_METRICS),
+                    "REDIS_URL": redis.url,
+                    "AUDIT_INFERENCE": os.environ.get("INFERMESH_AUDIT_INFERENCE", "off"),
+                    # A list of issuers is no option to type.
+                    "OIDC_ISSUERS": os.environ.get("INFERMESH_OIDC_ISSUERS", ""),
                 },
                 after_database,
             ),
-            self._service("registry", _REGISTRY, {"DATABASE_URL": database_url}, after_database),
+            self._service(
+                "registry",
+                _REGISTRY,
+                {"DATABASE_URL": database_url, **self._audited("registry")},
+                after_database,
+            ),
             self._service(
                 "routing",
                 _ROUTING,
                 {
+                    **self._audited("routing"),
                     "REGISTRY_ADDRESS": self._at(_REGISTRY),
                     "DATABASE_URL": database_url,
                     "REDIS_URL": redis.url,
@@ -125,6 +167,7 @@ class _Stack:
                 "metrics",
                 _METRICS,
                 {
+                    **self._audited("metrics"),
                     "DATABASE_URL": database_url,
                     "PARTS": ",".join(f"{name}={address}" for name, address in health.items()),
                 },
@@ -134,15 +177,18 @@ class _Stack:
                 "embeddings",
                 _EMBEDDINGS,
                 {
+                    **self._audited("embeddings"),
                     "INFERENCE_ADDRESS": self._at(_INTERNAL),
                     "METRICS_ADDRESS": self._at(_METRICS),
                     "REDIS_URL": redis.url,
-                    "STATE_DIR": str(self._state / "embeddings"),
                 },
             ),
             *(self._node(name, i) for name, i, _ in nodes),
             self._envoy(),
         ]
+
+    def _audited(self, name: str) -> Mapping[str, str]:
+        return {"AUTH_ADDRESS": self._at(_AUTH), "STATE_DIR": str(self._state / name)}
 
     def _port(self, offset: int) -> int:
         return self._options.base_port + offset
@@ -162,6 +208,8 @@ class _Stack:
         module: str | None = None,
     ) -> Part:
         address = self._at(offset)
+        more = self.tls.of_node(name) if module else self.tls.of_service(name)
+        peer = tls.node(name) if module else tls.service(name)
         return Part(
             name=name,
             argv=[sys.executable, "-m", module or f"services.{name}"],
@@ -169,9 +217,9 @@ class _Stack:
                 **_inherited(),
                 "INFERMESH_LISTEN": address,
                 "INFERMESH_DRAIN_S": "2",
-                **{f"INFERMESH_{key}": value for key, value in settings.items()},
+                **{f"INFERMESH_{key}": value for key, value in {**settings, **more}.items()},
             },
-            probe=probes.grpc_health("127.0.0.1", self._port(offset)),
+            probe=probes.grpc_health("127.0.0.1", self._port(offset), peer, self.tls.own_folder),
             log_file=self._log(name),
             after=after,
             ports={name: self._port(offset)},
@@ -185,7 +233,7 @@ class _Stack:
                 "NODE_ID": name,
                 "ENGINE": "llamacpp",
                 "ENGINE_URL": f"http://{self._at(_ENGINE + index)}",
-                "MESH_ADDRESS": self._options.front_door,
+                "MESH_ADDRESS": self._options.front_url,
                 "NODE_KEY": self._node_key,
                 "STATE_DIR": str(self._state / name),
             },
@@ -228,6 +276,8 @@ class _Stack:
             "ADMIN_SOCKET": "run/envoy-admin.sock",
             "FRONT_HOST": self._options.host,
             "FRONT_PORT": str(self._options.port),
+            "CORS_ORIGINS": cors.matchers(self._options.cors_origins),
+            "HSTS": self.tls.hsts,
             "INTERNAL_HOST": "127.0.0.1",
             "INTERNAL_PORT": str(self._port(_INTERNAL)),
             "LUA": str(REPOSITORY / "envoy" / "front.lua"),
@@ -236,9 +286,7 @@ class _Stack:
         for name, offset in services.items():
             values[f"{name}_HOST"] = "127.0.0.1"
             values[f"{name}_PORT"] = str(self._port(offset))
-        template = string.Template((REPOSITORY / "envoy" / "envoy.yaml").read_text())
-        config = self._state / "run" / "envoy.yaml"
-        config.write_text(template.substitute(values))
+        config = envoy_config.render(values, self.tls.of_envoy(), self._state / "run")
         return Part(
             name="envoy",
             argv=[
@@ -251,7 +299,9 @@ class _Stack:
                 *("--drain-time-s", "2", "--file-flush-interval-msec", "1000"),
             ],
             env=_inherited(),
-            probe=probes.envoy(self._options.local_host, self._options.port),
+            probe=probes.envoy(
+                self._options.local_host, self._options.port, is_tls=self._options.tls.front
+            ),
             log_file=self._log("envoy"),
             # Envoy waits for its first assignment before it listens.
             after=("routing",),

@@ -59,6 +59,8 @@ class Accounting:
             model=caller.model[:_MAX_MODEL_CHARS],
             node_id=NODE_ID,
             operation=usage_service_pb2.OPERATION_EMBEDDING,
+            project=caller.project,
+            reserved=caller.reserved,
         )
         event.start_time.FromNanoseconds(start_ns)
         account = Account(event)
@@ -78,5 +80,7 @@ class Accounting:
             event.outcome = usage_service_pb2.OUTCOME_CANCELLED
             raise
         finally:
+            if caller.requested_model != event.model:
+                event.requested_model = caller.requested_model[:_MAX_MODEL_CHARS]
             event.duration.FromNanoseconds(max(0, self._now_ns() - start_ns))
             self._spool.finish(event)

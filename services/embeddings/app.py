@@ -18,8 +18,13 @@ from services.embeddings.embedder import Embedder
 from services.embeddings.node import EmbeddingNodes
 from services.embeddings.servicer import EmbeddingsServicer
 from services.embeddings.settings import EmbeddingsSettings
+from services.kit import tls
+from services.kit.audit_inference import InferenceAudit
+from services.kit.audit_sender import auth_channel, reporting
+from services.kit.channels import open_channel
 from services.kit.guard import guarded
-from services.kit.server import CHANNEL_OPTIONS, App, Health
+from services.kit.guardrails.guard import PromptGuard
+from services.kit.server import App, Health
 from services.kit.usage_spool import open_spool
 
 _REDIS_TIMEOUT_S = 0.1
@@ -34,8 +39,12 @@ def make_app(settings: EmbeddingsSettings) -> App:
         async with contextlib.AsyncExitStack() as stack:
             client = redis.asyncio.Redis(connection_pool=_redis_pool(settings.redis_url))
             stack.push_async_callback(client.aclose, close_connection_pool=True)
-            inference = await stack.enter_async_context(_channel(settings.inference_address))
-            metrics = await stack.enter_async_context(_channel(settings.metrics_address))
+            inference = await stack.enter_async_context(
+                _channel(settings.inference_address, tls.ENVOY, settings)
+            )
+            metrics = await stack.enter_async_context(
+                _channel(settings.metrics_address, tls.service("metrics"), settings)
+            )
             spool = await stack.enter_async_context(
                 open_spool(
                     settings.state_dir / "usage",
@@ -51,17 +60,23 @@ def make_app(settings: EmbeddingsSettings) -> App:
                 ),
             )
             stack.push_async_callback(batcher.close)
+            auth = await stack.enter_async_context(auth_channel(settings))
+            recorder = await stack.enter_async_context(reporting(auth, settings.state_dir))
+            audit = InferenceAudit(recorder, "embeddings") if recorder else None
+            guard = PromptGuard()
+            stack.callback(guard.close)
             cache = RedisCache(client, ttl_s=settings.cache_ttl_s, clock=time.monotonic)
             embeddings_service_pb2_grpc.add_EmbeddingsServiceServicer_to_server(
-                EmbeddingsServicer(Embedder(cache, batcher), Accounting(spool)), guarded(server)
+                EmbeddingsServicer(Embedder(cache, batcher), Accounting(spool), guard, audit),
+                guarded(server),
             )
             yield ("infermesh.embeddings.v1.EmbeddingsService",)
 
     return app
 
 
-def _channel(address: str) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+def _channel(address: str, peer: str, settings: EmbeddingsSettings) -> grpc.aio.Channel:
+    return open_channel(address, peer, settings.tls_dir)
 
 
 def _redis_pool(url: str) -> "redis.asyncio.BlockingConnectionPool":

@@ -12,8 +12,12 @@ from services.embeddings import openai
 from services.embeddings.accounting import Account, Accounting
 from services.embeddings.embedder import Embedder
 from services.embeddings.vectors import Vector
+from services.kit import headers
+from services.kit.audit_inference import InferenceAudit
 from services.kit.caller import Caller, caller_of
 from services.kit.errors import MeshError
+from services.kit.guardrails.guard import PromptGuard
+from services.kit.guardrails.prompt import Prompt
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -21,9 +25,17 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class EmbeddingsServicer(embeddings_service_pb2_grpc.EmbeddingsServiceServicer):
     """Serves embeddings in OpenAI's form and with typed messages."""
 
-    def __init__(self, embedder: Embedder, accounting: Accounting) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        accounting: Accounting,
+        guard: PromptGuard,
+        audit: InferenceAudit | None = None,
+    ) -> None:
         self._embedder = embedder
+        self._guard = guard
         self._accounting = accounting
+        self._audit = audit
 
     async def CreateEmbeddings(
         self, request: httpbody_pb2.HttpBody, context: _Context
@@ -32,7 +44,10 @@ class EmbeddingsServicer(embeddings_service_pb2_grpc.EmbeddingsServiceServicer):
         caller = _caller(context)
         with self._accounting.account(caller) as account:
             parsed = openai.parse(request.data)
-            vectors = await self._vectors(caller, account, parsed.model, parsed.inputs, "input")
+            texts, redactions = await self._checked(caller, parsed.inputs, "input")
+            vectors = await self._vectors(caller, account, parsed.model, texts, "input")
+            if redactions:
+                await _show(redactions, context)
             return httpbody_pb2.HttpBody(
                 content_type="application/json", data=openai.answer(parsed, vectors)
             )
@@ -43,7 +58,10 @@ class EmbeddingsServicer(embeddings_service_pb2_grpc.EmbeddingsServiceServicer):
         """Answers with typed messages."""
         caller = _caller(context)
         with self._accounting.account(caller) as account:
-            vectors = await self._vectors(caller, account, request.model, request.inputs, "inputs")
+            texts, redactions = await self._checked(caller, request.inputs, "inputs")
+            vectors = await self._vectors(caller, account, request.model, texts, "inputs")
+            if redactions:
+                await _show(redactions, context)
             return embeddings_service_pb2.EmbedResponse(
                 model=request.model,
                 embeddings=(
@@ -53,16 +71,35 @@ class EmbeddingsServicer(embeddings_service_pb2_grpc.EmbeddingsServiceServicer):
                 prompt_tokens=sum(vector.tokens for vector in vectors),
             )
 
+    async def _checked(
+        self, caller: Caller, texts: Sequence[str], field: str
+    ) -> tuple[Sequence[str], int]:
+        """Returns what the key's guardrails let pass, and how many places were replaced."""
+        if not caller.guardrails:
+            return texts, 0
+        prompt = Prompt()
+        for index, text in enumerate(texts):
+            prompt.add(text, f"{field}[{index}]")
+        await self._guard.check(caller.guardrails, prompt)
+        return prompt.texts, prompt.redactions
+
     async def _vectors(
         self, caller: Caller, account: Account, model: str, texts: Sequence[str], field: str
     ) -> list[Vector]:
         _check_model(caller, model)
         account.set_model(model)
+        if caller.audits_body and self._audit is not None:
+            self._audit.note(caller, "embedding", model, {"model": model, field: texts})
         vectors = await self._embedder.embed(
             model, texts, tenant=caller.tenant, request_id=caller.request_id, field=field
         )
         account.set_vectors(vectors)
         return vectors
+
+
+async def _show(redactions: int, context: _Context) -> None:
+    # Not earlier: a refusal after headers does not reach REST callers as one.
+    await context.send_initial_metadata(((headers.REDACTIONS, str(redactions)),))
 
 
 def _caller(context: _Context) -> Caller:

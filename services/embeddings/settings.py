@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from services.kit.settings import ServiceSettings
+from services.kit.audit_settings import AuditedSettings
 
 
-class EmbeddingsSettings(ServiceSettings):
+class EmbeddingsSettings(AuditedSettings):
     """Settings of the embeddings service, read from `INFERMESH_…`."""
 
     inference_address: str = Field(
@@ -19,7 +19,9 @@ class EmbeddingsSettings(ServiceSettings):
         pattern=r":\d+$",
     )
     redis_url: str = Field(description="`redis://:password@host:port`.", pattern=r"^rediss?://")
-    state_dir: Path = Field(description="A folder of this process's own; usage waits in it.")
+    state_dir: Path = Field(
+        description="A folder of this process's own; usage and audit events wait in it."
+    )
     cache_ttl_s: int = Field(
         default=7 * 86_400, ge=1, le=365 * 86_400, description="How long a vector is kept."
     )

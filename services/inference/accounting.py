@@ -166,6 +166,12 @@ class Ledger:
                 seconds=now // 1_000_000_000, nanos=now % 1_000_000_000
             ),
         )
+        if caller.project:
+            event.project = caller.project
+        if caller.requested_model != model:
+            event.requested_model = caller.requested_model
+        if caller.reserved:
+            event.reserved = True
         return Account(
             self._spool,
             event,

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import grpc
 
+from infermesh.auth.v1 import certificate_service_pb2_grpc
 from infermesh.inference.v1 import identity_service_pb2_grpc, inference_service_pb2_grpc
 from infermesh.metrics.v1 import usage_service_pb2, usage_service_pb2_grpc
 from infermesh.registry.v1 import node_service_pb2_grpc
@@ -31,9 +33,16 @@ from services.inference.reports import NodeFacts
 from services.inference.servicer_typed import TypedServicer
 from services.inference.settings import InferenceSettings
 from services.inference.state import EngineState
+from services.kit.audit_inference import InferenceAudit
+from services.kit.audit_sender import reporting_as_node
+from services.kit.channels import CHANNEL_OPTIONS, open_front_channel
 from services.kit.guard import guarded
-from services.kit.server import CHANNEL_OPTIONS, App, Health
+from services.kit.guardrails.guard import PromptGuard
+from services.kit.server import App, Health
 from services.kit.usage_spool import open_spool
+
+if TYPE_CHECKING:
+    from services.inference.certificate import NodeCertificate
 
 # A front door that vanished without a word is noticed before the node's lease is long over.
 _KEEPALIVE_OPTIONS = (("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 3_000))
@@ -44,10 +53,16 @@ def make_app(settings: InferenceSettings) -> App:
 
     @asynccontextmanager
     async def app(server: grpc.aio.Server, health: Health) -> AsyncIterator[Sequence[str]]:
-        channel = grpc.aio.insecure_channel(
-            settings.mesh_address, options=(*CHANNEL_OPTIONS, *_KEEPALIVE_OPTIONS)
+        channel = open_front_channel(
+            settings.mesh_address,
+            settings.mesh_ca,
+            settings.mesh_name,
+            (*CHANNEL_OPTIONS, *_KEEPALIVE_OPTIONS),
         )
         credentials = (("authorization", f"Bearer {await _node_key(settings, channel)}"),)
+        certificate = _certificate(settings, channel, credentials)
+        if certificate is not None:
+            await certificate.ensure()
         engine = ENGINES[await _dialect(settings)](settings.engine_options)
         client = EngineClient(
             settings.engine_url,
@@ -81,7 +96,11 @@ def make_app(settings: InferenceSettings) -> App:
 
         watch = EngineWatch(engine, client, state, note_probe)
         await health.set_ready(False)
-        async with channel, open_spool(settings.state_dir / "usage", send) as spool:
+        async with (
+            channel,
+            open_spool(settings.state_dir / "usage", send) as spool,
+            reporting_as_node(channel, credentials, settings.state_dir) as recorder,
+        ):
             relay = Relay(
                 engine,
                 client,
@@ -89,8 +108,10 @@ def make_app(settings: InferenceSettings) -> App:
                 state,
                 admission,
                 GatewayMetadata(settings.node_id, engine.name, prices),
+                InferenceAudit(recorder, settings.node_id),
             )
             identity = Identity(settings.node_id)
+            guard = PromptGuard()
             loader = ChildLoader(child, state) if child else loader_of(engine.name, client)
             agent = NodeAgent(
                 node_service_pb2_grpc.NodeServiceStub(channel),
@@ -111,9 +132,9 @@ def make_app(settings: InferenceSettings) -> App:
             identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(
                 IdentityServicer(identity), guarded(server)
             )
-            servicer_openai.add_to_server(servicer_openai.OpenAIServicer(relay), server)
+            servicer_openai.add_to_server(servicer_openai.OpenAIServicer(relay, guard), server)
             inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(
-                TypedServicer(relay, Embedder(engine, client)), guarded(server)
+                TypedServicer(relay, Embedder(engine, client), guard), guarded(server)
             )
             # A task that fails takes the process down with it: a node that no longer knows its
             # engine is worse than one that starts again.
@@ -121,6 +142,7 @@ def make_app(settings: InferenceSettings) -> App:
                 watching = tasks.create_task(watch.run())
                 membership = tasks.create_task(agent.run(watch))
                 running = tasks.create_task(child.run()) if child else None
+                renewing = tasks.create_task(certificate.keep()) if certificate else None
                 yield (
                     "infermesh.inference.v1.OpenAIService",
                     "infermesh.inference.v1.InferenceService",
@@ -131,7 +153,10 @@ def make_app(settings: InferenceSettings) -> App:
                 membership.cancel()
                 if running:
                     running.cancel()
+                if renewing:
+                    renewing.cancel()
             client.close()
+            guard.close()
 
     return app
 
@@ -141,6 +166,20 @@ async def _node_key(settings: InferenceSettings, channel: grpc.aio.Channel) -> s
     if not token:
         return settings.node_key.get_secret_value()
     return await enrol(channel, token, settings.node_id, settings.state_dir / "node.key")
+
+
+def _certificate(
+    settings: InferenceSettings,
+    channel: grpc.aio.Channel,
+    credentials: tuple[tuple[str, str], ...],
+) -> "NodeCertificate | None":
+    if not settings.node_certificate or settings.tls_dir is None:
+        return None
+    # Takes 12 MB, which nodes without TLS save.
+    from services.inference.certificate import NodeCertificate
+
+    stub = certificate_service_pb2_grpc.CertificateServiceStub(channel)
+    return NodeCertificate(stub, credentials, settings.node_id, settings.tls_dir)
 
 
 async def _dialect(settings: InferenceSettings) -> str:

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 10.0
 _RETRY_S = 1.0
-_REFUSALS = frozenset(
+REFUSALS = frozenset(
     {
         grpc.StatusCode.UNAUTHENTICATED,
         grpc.StatusCode.PERMISSION_DENIED,
@@ -24,6 +24,7 @@ _REFUSALS = frozenset(
         grpc.StatusCode.UNIMPLEMENTED,
     }
 )
+"""What is refused now is refused later too."""
 
 
 async def enrol(channel: grpc.aio.Channel, token: str, node_id: str, key_file: Path) -> str:
@@ -55,7 +56,7 @@ async def enrol(channel: grpc.aio.Channel, token: str, node_id: str, key_file: P
             )
             break
         except grpc.aio.AioRpcError as error:
-            if error.code() in _REFUSALS:
+            if error.code() in REFUSALS:
                 raise SystemExit(f"The mesh refuses the join token: {error.details()}") from None
             if not has_told:
                 log.warning("the mesh does not answer yet", extra={"error": error.details()})

@@ -18,6 +18,24 @@ class NodeSettings(ServiceSettings):
     node_id: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="The node's name in the mesh."
     )
+    mesh_ca: Path | None = Field(
+        default=None,
+        description="PEM file with whom the node trusts at an https front door. Default: whom the "
+        "system trusts.",
+    )
+    mesh_name: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9.:-]{0,253}$",
+        description="The front door's name in its certificate, where it is not the address's.",
+    )
+    node_certificate: bool = Field(
+        default=False,
+        description="Whether the node asks the mesh for its certificate, kept in `tls_dir`.",
+    )
+    tls_allow: tuple[str, ...] = Field(
+        default=("envoy", "service/registry", "service/metrics", "service/supervisor"),
+        description="Whom the node admits, by the names in certificates, as JSON.",
+    )
     node_key: SecretStr = Field(
         default=SecretStr(""), description="The node's key to the mesh, where it has no token."
     )
@@ -53,4 +71,10 @@ class NodeSettings(ServiceSettings):
     def _check_credentials(self) -> Self:
         if not self.node_key.get_secret_value() and not self.node_token.get_secret_value():
             raise ValueError("INFERMESH_NODE_KEY or INFERMESH_NODE_TOKEN must be set")
+        return self
+
+    @model_validator(mode="after")
+    def _check_certificate(self) -> Self:
+        if self.node_certificate and self.tls_dir is None:
+            raise ValueError("INFERMESH_TLS_DIR must be set for INFERMESH_NODE_CERTIFICATE")
         return self

@@ -34,6 +34,7 @@ from services.inference.requests import OpenAIRequest
 from services.inference.state import EngineState
 from services.inference.streams import OnObjects, Write, pass_on, pass_parsed
 from services.inference.whole import folded, whole
+from services.kit.audit_inference import InferenceAudit
 from services.kit.caller import Caller
 from services.kit.errors import MeshError
 
@@ -56,6 +57,7 @@ class Relay:
         state: What is known of the engine.
         admission: The door to the engine.
         metadata: Says how an answer came about.
+        audit: Tells the audit log what is asked, where auth wants to know it.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Relay:
         state: EngineState,
         admission: Admission,
         metadata: GatewayMetadata,
+        audit: InferenceAudit,
     ) -> None:
         self._engine = engine
         self._client = client
@@ -73,6 +76,7 @@ class Relay:
         self._state = state
         self._admission = admission
         self._metadata = metadata
+        self.audit = audit
 
     async def answer(
         self, caller: Caller, request: OpenAIRequest
@@ -198,6 +202,8 @@ class Relay:
         is_stream: bool,
         work: Callable[[Account], Awaitable[T]],
     ) -> Awaitable[T]:
+        if caller.audits_body:
+            self.audit.note(caller, request.kind, request.model, request.fields)
         return self.run(
             caller,
             request.kind,

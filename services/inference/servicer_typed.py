@@ -9,12 +9,14 @@ from infermesh.inference.v1 import inference_service_pb2 as pb
 from infermesh.inference.v1 import inference_service_pb2_grpc
 from services.inference import errors, typed
 from services.inference.accounting import Account
+from services.inference.answer_headers import answer_headers
 from services.inference.embedder import Embedder, Vector
 from services.inference.engines.dialect import Tokens
+from services.inference.guardrails.requests import check_inputs, check_request
 from services.inference.relay import Relay
 from services.inference.requests import OpenAIRequest, check
-from services.kit import headers
 from services.kit.caller import Caller, caller_of
+from services.kit.guardrails.guard import PromptGuard
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -27,22 +29,25 @@ class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     Args:
         relay: The way to the engine.
         embedder: Makes vectors.
+        guard: Runs the guardrails of keys that have any.
     """
 
-    def __init__(self, relay: Relay, embedder: Embedder) -> None:
+    def __init__(self, relay: Relay, embedder: Embedder, guard: PromptGuard) -> None:
         self._relay = relay
         self._embedder = embedder
+        self._guard = guard
 
     async def Chat(self, request: pb.ChatRequest, context: _Context) -> pb.ChatResponse:
         """Answers with one message."""
         caller = caller_of(cast(Any, context.invocation_metadata()))
         chat = _chat(request, stream=False)
+        redactions = await self._checked(caller, chat)
         _, data = await self._relay.answer(caller, chat)
         try:
             response = typed.to_response(data, chat.model)
         except _UNREADABLE:
             raise errors.failed("The engine's answer cannot be read.") from None
-        await _show_decision(caller, context)
+        await _show(caller, redactions, context)
         return response
 
     async def StreamChat(  # type: ignore[override]
@@ -51,6 +56,7 @@ class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         """Answers piece by piece."""
         caller = caller_of(cast(Any, context.invocation_metadata()))
         chat = _chat(request.chat, stream=True)
+        redactions = await self._checked(caller, chat)
         answer_id = ""
         has_begun = False
 
@@ -58,7 +64,7 @@ class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
             nonlocal has_begun
             if not has_begun:
                 has_begun = True
-                await _show_decision(caller, context)
+                await _show(caller, redactions, context)
             await context.write(response)
 
         async def on_objects(objects: list[dict[str, Any]]) -> None:
@@ -89,27 +95,39 @@ class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         served = self._relay.admit(caller, request.model)
         if not served.can_embed:
             raise errors.invalid("model", "does not serve embeddings")
+        inputs, redactions = list(request.inputs), 0
+        if caller.guardrails:
+            inputs, redactions = await check_inputs(self._guard, caller.guardrails, inputs)
+
+        if caller.audits_body:
+            asked = {"model": request.model, "inputs": inputs}
+            self._relay.audit.note(caller, "embedding", served.name, asked)
 
         async def work(account: Account) -> list[Vector]:
-            vectors = await self._embedder.embed(
-                served.name, list(request.inputs), served.context_length
-            )
+            vectors = await self._embedder.embed(served.name, inputs, served.context_length)
             account.succeed(Tokens(prompt=sum(vector.tokens for vector in vectors), completion=0))
             return vectors
 
         vectors = await self._relay.run(
             caller, "embedding", served.name, False, work, prompt_bytes=request.ByteSize()
         )
+        if redactions:
+            await _show(caller, redactions, context)
         return pb.EmbedResponse(
             model=served.name,
             embeddings=[pb.Embedding(values=v.values, tokens=v.tokens) for v in vectors],
             usage=pb.Usage(prompt_tokens=sum(vector.tokens for vector in vectors)),
         )
 
+    async def _checked(self, caller: Caller, chat: OpenAIRequest) -> int:
+        if not caller.guardrails:
+            return 0
+        return await check_request(self._guard, caller.guardrails, chat)
 
-async def _show_decision(caller: Caller, context: _Context) -> None:
-    if caller.decision:
-        await context.send_initial_metadata(((headers.DECISION, caller.decision),))
+
+async def _show(caller: Caller, redactions: int, context: _Context) -> None:
+    if caller.decision or redactions:
+        await context.send_initial_metadata(answer_headers(caller, redactions))
 
 
 def _chat(request: pb.ChatRequest, *, stream: bool) -> OpenAIRequest:

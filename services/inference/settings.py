@@ -52,7 +52,10 @@ class InferenceSettings(NodeSettings):
         le=3600,
         description="The longest silence of the engine's in an answer.",
     )
-    mesh_address: _HostAndPort = Field(description="The mesh's front door, `host:port`.")
+    mesh_address: str = Field(
+        pattern=_HOST_AND_PORT.replace("^", r"^(https?://)?", 1),
+        description="The mesh's front door, `host:port`, or `https://host:port` for TLS.",
+    )
     engine_slots: int | None = Field(
         default=None,
         ge=1,

@@ -25,6 +25,12 @@ class Caller(NamedTuple):
         expected_cached: Which share of the prompt routing expects in the node's prefix cache, 0 to
             1; None where it says nothing.
         decision: Routing's decision as JSON, for callers that want to see it; else empty.
+        project: The project of the caller's key; empty is `default`.
+        requested_model: The model as the caller named it; empty inside the mesh.
+        reserved: Whether auth reserved something for the call, and so has to be told what it took.
+        audits_body: Whether the audit log is to tell the form of the request.
+        guardrails: What the key wants of prompts, as `services.kit.guardrails` reads it; empty is
+            nothing.
     """
 
     request_id: str
@@ -35,6 +41,11 @@ class Caller(NamedTuple):
     models: tuple[str, ...] = ()
     expected_cached: float | None = None
     decision: str = ""
+    project: str = ""
+    requested_model: str = ""
+    reserved: bool = False
+    guardrails: str = ""
+    audits_body: bool = False
 
 
 def caller_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> Caller:
@@ -51,4 +62,10 @@ def caller_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> Caller:
         models=tuple(models.split(",")) if (models := said.get(headers.MODELS)) else (),
         expected_cached=float(share) if share and _SHARE.fullmatch(share) else None,
         decision=said.get(headers.DECISION, ""),
+        project=said.get(headers.PROJECT, ""),
+        # Routing says so of aliases only.
+        requested_model=said.get(headers.REQUESTED_MODEL) or said.get(headers.MODEL, ""),
+        reserved=headers.RESERVED in said,
+        guardrails=said.get(headers.GUARDRAILS, ""),
+        audits_body=headers.AUDIT_BODY in said,
     )

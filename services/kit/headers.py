@@ -32,8 +32,15 @@ ALLOWED_MODELS = "x-mesh-allowed-models"
 that are bound to some."""
 
 GUARDRAILS = "x-mesh-guardrails"
-"""What the caller's key wants of prompts: `infermesh.auth.v1.Guardrails`, serialized, in base64; set
-by auth for keys that have any."""
+"""What the caller's key wants of prompts: `infermesh.auth.v1.Guardrails`, serialized, in base64;
+set by auth for keys that have any."""
+
+RESERVED = "x-mesh-reserved"
+"""`1` where the caller has limits, so that the ledger must settle the call; set by auth."""
+
+AUDIT_BODY = "x-mesh-audit-body"
+"""`1` where the audit log is to tell the form of the request; set by auth on calls that name a
+model."""
 
 ERROR_BODY = "x-mesh-error"
 """Trailer with the error body in the caller's dialect; Envoy makes it the body for REST callers."""
@@ -50,6 +57,9 @@ SOURCE = "x-mesh-source"
 NODE = "x-mesh-node"
 """The node that answered, set by Envoy on the response."""
 
+REQUESTED_MODEL = "x-mesh-requested-model"
+"""The model as the caller named it, set by routing where that is an alias: limits go by it."""
+
 MODELS = "x-mesh-models"
 """Models to answer with, best first, `a,b`, set by routing where there is more than one. A node
 answers with the first of them that it serves."""
@@ -60,6 +70,9 @@ EXPECTED_CACHED = "x-mesh-expected-cached"
 DECISION = "x-mesh-decision"
 """Routing's decision as JSON, where the caller sent `x-debug-mode: true`; the
 node gives it back."""
+
+REDACTIONS = "x-mesh-redactions"
+"""How many places of the prompt the key's guardrails replaced; on answers, where there are any."""
 
 RETRY_AFTER = "retry-after"
 """After how many seconds a refused call is worth another try; on refusals, in callers' sight."""

@@ -15,22 +15,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from services.kit import logs
+from services.kit.channels import CHANNEL_OPTIONS as CHANNEL_OPTIONS
+from services.kit.channels import MAX_MESSAGE_BYTES
 from services.kit.grpc_server import GrpcServer
 from services.kit.settings import ServiceSettings
+from services.kit.tls import Allowed, ServerTls, TlsFolder
 
 log = logging.getLogger(__name__)
-
-MAX_MESSAGE_BYTES = 24 * 1024 * 1024
-"""Above Envoy's limit on request bodies, so that Envoy is the one that refuses, with a 413."""
-
-CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    # A part that restarts is back within a second or two; do not wait longer than that to see it.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 500),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-)
 
 
 class Health:
@@ -122,14 +113,19 @@ async def serving(settings: ServiceSettings, app: App) -> AsyncIterator[str]:
     """Serves for as long as the context lasts, then drains. Yields the address that it listens on.
 
     Raises:
-        SystemExit: Status 1, when the port is taken.
+        SystemExit: Status 1, when the port is taken, or the TLS files cannot be read.
     """
     server = GrpcServer(max_message_bytes=MAX_MESSAGE_BYTES)
     health_state = Health()
     health_pb2_grpc.add_HealthServicer_to_server(health_state.servicer, server)
     await health_state.set_serving(False)
     try:
-        port = server.add_insecure_port(settings.listen)
+        if settings.tls_dir is None:
+            port = server.add_insecure_port(settings.listen)
+        else:
+            folder = TlsFolder(settings.tls_dir)
+            tls = ServerTls(folder, Allowed(settings.tls_allow))
+            port = server.add_tls_port(settings.listen, tls)
     except RuntimeError as error:
         raise SystemExit(f"cannot listen on {settings.listen}: {error}") from None
 
@@ -137,7 +133,10 @@ async def serving(settings: ServiceSettings, app: App) -> AsyncIterator[str]:
         reflection.enable_server_reflection(
             (*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server
         )
-        await server.start()
+        try:
+            await server.start()
+        except OSError as error:
+            raise SystemExit(f"cannot serve on {settings.listen}: {error}") from None
         await health_state.set_serving(True)
         try:
             yield f"{settings.listen.rpartition(':')[0]}:{port}"

@@ -4,6 +4,7 @@ Settings come from the environment, are validated once at start, and never chang
 """
 
 import sys
+from pathlib import Path
 from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError
@@ -22,6 +23,15 @@ class ServiceSettings(BaseSettings):
         ge=0,
         le=3600,
         description="Seconds that running calls may finish in after SIGTERM.",
+    )
+    tls_dir: Path | None = Field(
+        default=None,
+        description="Folder with `ca.pem`, `cert.pem` and `key.pem`: the service then speaks TLS, "
+        "with clients that have a certificate only. Default: no TLS, for loopback.",
+    )
+    tls_allow: tuple[str, ...] = Field(
+        default=("envoy", "service/*"),
+        description="Whom the service admits, by the names in certificates, as JSON.",
     )
 
 

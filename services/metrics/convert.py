@@ -10,9 +10,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from infermesh.errors.v1 import errors_pb2
 from infermesh.metrics.v1 import usage_service_pb2
 from services.kit.errors import MeshError
-from services.metrics.usage import Sums, Usage
+from services.metrics.decimals import to_text
+from services.metrics.usage import DEFAULT_PROJECT, Usage
 
-_TEXTS = ("request_id", "tenant", "key_id", "model", "node_id")
+_TEXTS = ("request_id", "tenant", "project", "key_id", "model", "requested_model", "node_id")
 
 
 def usage_from_proto(event: usage_service_pb2.UsageEvent, index: int) -> Usage:
@@ -21,8 +22,15 @@ def usage_from_proto(event: usage_service_pb2.UsageEvent, index: int) -> Usage:
     Raises:
         MeshError: `INVALID_ARGUMENT`; something in the event cannot be kept in the ledger.
     """
+    texts = {name: text(getattr(event, name), f"events[{index}].{name}") for name in _TEXTS}
     return Usage(
-        **{name: text(getattr(event, name), f"events[{index}].{name}") for name in _TEXTS},
+        request_id=texts["request_id"],
+        tenant=texts["tenant"],
+        project=texts["project"] or DEFAULT_PROJECT,
+        key_id=texts["key_id"],
+        model=texts["model"],
+        requested_model=texts["requested_model"],
+        node_id=texts["node_id"],
         attempt=event.attempt,
         operation=event.operation,
         streamed=event.streamed,
@@ -41,6 +49,7 @@ def usage_from_proto(event: usage_service_pb2.UsageEvent, index: int) -> Usage:
             if event.HasField("duration")
             else None
         ),
+        reserved=event.reserved,
     )
 
 
@@ -60,19 +69,16 @@ def usage_to_proto(usage: Usage) -> usage_service_pb2.UsageEvent:
         completion_tokens=usage.completion_tokens,
         cached_tokens=usage.cached_tokens,
         start_time=timestamp(usage.start_time),
+        project=usage.project,
+        requested_model=usage.requested_model or usage.model,
+        cost_usd=None if usage.cost is None else to_text(usage.cost),
+        reserved=usage.reserved,
     )
     if usage.time_to_first_token_us is not None:
         event.time_to_first_token.CopyFrom(_duration(usage.time_to_first_token_us))
     if usage.duration_us is not None:
         event.duration.CopyFrom(_duration(usage.duration_us))
     return event
-
-
-def total_to_proto(
-    tenant: str, key_id: str, model: str, sums: Sums
-) -> usage_service_pb2.UsageTotal:
-    """Returns the wire form of a sum."""
-    return usage_service_pb2.UsageTotal(tenant=tenant, key_id=key_id, model=model, **sums._asdict())
 
 
 def text(value: str, field: str) -> str:

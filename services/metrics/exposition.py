@@ -16,7 +16,9 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from infermesh.auth.v1 import limit_service_pb2
 from infermesh.metrics.v1 import usage_service_pb2
+from services.metrics.limiter_metrics import LimiterMetrics
 from services.metrics.usage import Usage
 
 # Prometheus keeps each `…_created` as a series of its own. The library has one switch for all.
@@ -84,6 +86,20 @@ class Exposition:
             ("part",),
             registry=self._registry,
         )
+        self._cost = Counter(
+            "infermesh_cost_usd",
+            "US dollars of recorded requests as far as they are known; the ledger is exact.",
+            ("model",),
+            registry=self._registry,
+        )
+        self._unpriced = Counter(
+            "infermesh_unpriced_requests",
+            "Recorded requests whose cost is not known.",
+            ("model",),
+            registry=self._registry,
+        )
+        self._limiter = LimiterMetrics()
+        self._registry.register(self._limiter)
         self._request_sets: set[_Labels] = set()
         self._model_sets: set[_Labels] = set()
 
@@ -105,14 +121,23 @@ class Exposition:
             ):
                 if count is not None:
                     self._tokens.labels(model, kind).inc(count)
+            if event.cost is None:
+                self._unpriced.labels(model).inc()
+            else:
+                self._cost.labels(model).inc(float(event.cost))
             if event.duration_us is not None:
                 self._duration.labels(model, operation).observe(event.duration_us / 1e6)
             if event.time_to_first_token_us is not None:
                 seconds = event.time_to_first_token_us / 1e6
                 self._first_token.labels(model, operation).observe(seconds)
 
-    def text(self, parts: Mapping[str, bool]) -> bytes:
-        """Prints the counts, and which parts are up."""
+    def text(
+        self,
+        parts: Mapping[str, bool],
+        limiting: limit_service_pb2.LimiterStatus | None = None,
+    ) -> bytes:
+        """Prints the counts, which parts are up, and how auth limits; None where it is unknown."""
+        self._limiter.status = limiting
         for part, is_up in parts.items():
             self._part_up.labels(part).set(is_up)
         return generate_latest(self._registry)

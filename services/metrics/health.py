@@ -3,16 +3,19 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.kit.server import CHANNEL_OPTIONS
+from services.kit import tls
+from services.kit.channels import open_channel
 
 _TIMEOUT_S = 1.0
 _MAX_DETAIL_CHARS = 200
+_SERVICES = frozenset({"auth", "registry", "routing", "embeddings", "metrics"})
 
 
 class PartHealth(NamedTuple):
@@ -28,16 +31,20 @@ class MeshHealth:
     """Keeps a channel to each service, opened when it is first asked.
 
     Args:
-        parts: Names and addresses, `host:port`.
+        parts: Names and addresses, `host:port`. What is no service's name is a node's id.
+        tls_dir: The folder with the metrics service's TLS files; None for no TLS.
     """
 
-    def __init__(self, parts: Mapping[str, str]) -> None:
+    def __init__(self, parts: Mapping[str, str], tls_dir: Path | None = None) -> None:
         self._parts = parts
+        self._tls_dir = tls_dir
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     async def __aenter__(self) -> Self:
         self._channels = {
-            name: grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+            name: open_channel(
+                address, tls.service(name) if name in _SERVICES else tls.node(name), self._tls_dir
+            )
             for name, address in sorted(self._parts.items())
         }
         return self

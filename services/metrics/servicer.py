@@ -1,5 +1,6 @@
 """The RPCs of the metrics service."""
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -11,12 +12,16 @@ from infermesh.metrics.v1 import (
     usage_service_pb2,
     usage_service_pb2_grpc,
 )
-from services.metrics import convert
+from services.metrics import convert, convert_sums, export
 from services.metrics.exposition import CONTENT_TYPE, Exposition
 from services.metrics.health import MeshHealth
+from services.metrics.limiter import Limiter
+from services.metrics.scope_store import ScopeTotals
 from services.metrics.store import Ledger
+from services.metrics.sums import UsageSums
 
 _DEFAULT_PAGE_SIZE = 100
+_EXPORT_HEADERS = (("content-disposition", 'attachment; filename="usage.csv"'),)
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -24,8 +29,12 @@ _Context = grpc.aio.ServicerContext[Any, Any]
 class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
     """Serves the ledger."""
 
-    def __init__(self, ledger: Ledger, exposition: Exposition) -> None:
+    def __init__(
+        self, ledger: Ledger, sums: UsageSums, totals: ScopeTotals, exposition: Exposition
+    ) -> None:
         self._ledger = ledger
+        self._sums = sums
+        self._totals = totals
         self._exposition = exposition
 
     async def RecordUsage(
@@ -59,38 +68,49 @@ class UsageServicer(usage_service_pb2_grpc.UsageServiceServicer):
         self, request: usage_service_pb2.GetUsageTotalsRequest, context: _Context
     ) -> usage_service_pb2.GetUsageTotalsResponse:
         """Sums whole days of the ledger."""
-        totals = await self._ledger.totals(
-            first_day=(
-                convert.time_from_proto(request.start_time, "start_time").date()
-                if request.HasField("start_time")
-                else None
-            ),
-            end_day=(
-                convert.time_from_proto(request.end_time, "end_time").date()
-                if request.HasField("end_time")
-                else None
-            ),
-            key_id=convert.text(request.key_id, "key_id"),
-            model=convert.text(request.model, "model"),
-        )
+        question = convert_sums.question(request)
+        sums = await self._sums.get(question)
         return usage_service_pb2.GetUsageTotalsResponse(
-            totals=(convert.total_to_proto(*total) for total in totals)
+            totals=(convert_sums.sum_to_proto(question.columns, each) for each in sums)
+        )
+
+    async def ExportUsage(
+        self, request: usage_service_pb2.GetUsageTotalsRequest, context: _Context
+    ) -> httpbody_pb2.HttpBody:
+        """Sums whole days of the ledger, for spreadsheets."""
+        question = convert_sums.question(request)
+        data = export.to_csv(question.columns, await self._sums.get(question))
+        await context.send_initial_metadata(_EXPORT_HEADERS)
+        return httpbody_pb2.HttpBody(content_type=export.CONTENT_TYPE, data=data)
+
+    async def GetScopeTotals(
+        self, request: usage_service_pb2.GetScopeTotalsRequest, context: _Context
+    ) -> usage_service_pb2.GetScopeTotalsResponse:
+        """Returns what is committed."""
+        spans = [convert_sums.span(each, i) for i, each in enumerate(request.scopes)]
+        totals = await self._totals.get(spans)
+        return usage_service_pb2.GetScopeTotalsResponse(
+            totals=map(convert_sums.scope_total, spans, totals)
         )
 
 
 class MetricsServicer(metrics_service_pb2_grpc.MetricsServiceServicer):
     """Serves the metrics and the health of the mesh."""
 
-    def __init__(self, exposition: Exposition, health: MeshHealth) -> None:
+    def __init__(self, exposition: Exposition, health: MeshHealth, limiter: Limiter) -> None:
         self._exposition = exposition
         self._health = health
+        self._limiter = limiter
 
     async def GetExposition(
         self, request: metrics_service_pb2.GetExpositionRequest, context: _Context
     ) -> httpbody_pb2.HttpBody:
         """Returns the metrics in Prometheus' text format."""
-        parts = {part.name: part.serving for part in await self._health.check()}
-        return httpbody_pb2.HttpBody(content_type=CONTENT_TYPE, data=self._exposition.text(parts))
+        health, limiting = await asyncio.gather(self._health.check(), self._limiter.ask())
+        parts = {part.name: part.serving for part in health}
+        return httpbody_pb2.HttpBody(
+            content_type=CONTENT_TYPE, data=self._exposition.text(parts, limiting)
+        )
 
     async def GetMeshHealth(
         self, request: metrics_service_pb2.GetMeshHealthRequest, context: _Context

@@ -1,16 +1,18 @@
 """What the metrics service is told by its environment."""
 
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
 
-from services.kit.settings import ServiceSettings
+from services.kit.audit_settings import AuditedSettings
 
 
-class MetricsSettings(ServiceSettings):
+class MetricsSettings(AuditedSettings):
     """Settings of the metrics service, read from `INFERMESH_…`."""
 
+    state_dir: Path = Path(".infermesh/metrics")
     database_url: str = Field(
         description="`postgresql+asyncpg://user:password@host:port/database`.",
         pattern=r"^postgresql\+asyncpg://",

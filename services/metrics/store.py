@@ -1,54 +1,45 @@
 """The ledger in PostgreSQL."""
 
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services.kit.database import transaction
+from services.metrics import outbox, price_store, scope_store
+from services.metrics.columns import arrays, names, unnest
+from services.metrics.prices import cost_of
+from services.metrics.scopes import total_changes
 from services.metrics.tables import ledger, usage_daily
-from services.metrics.usage import SumKey, Sums, Usage, changes, latest_attempts, takes_place
+from services.metrics.usage import Sums, Usage, changes, latest_attempts, takes_place, uses
 
 _EVENT_COLUMNS = tuple(ledger.c)
 _SUM_KEY_COLUMNS = tuple(usage_daily.primary_key.columns)
 _SUM_COLUMNS = tuple(usage_daily.c[name] for name in Sums._fields)
 
 
-def _unnest(columns: Sequence[sa.Column[Any]]) -> str:
-    dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
-    arrays = (f"CAST(:{c.name} AS {c.type.compile(dialect)}[])" for c in columns)
-    return f"unnest({', '.join(arrays)})"
-
-
-def _names(columns: Sequence[sa.Column[Any]]) -> str:
-    return ", ".join(column.name for column in columns)
-
-
 # The names that are put in are those of the tables' columns; values are bound.
-_INSERT = sa.text(
-    f"INSERT INTO metrics.ledger ({_names(_EVENT_COLUMNS)})"  # noqa: S608
-    f" SELECT * FROM {_unnest(_EVENT_COLUMNS)}"
+_INSERT = (
+    f"INSERT INTO metrics.ledger ({names(_EVENT_COLUMNS)})"  # noqa: S608
+    f" SELECT * FROM {unnest(_EVENT_COLUMNS)}"
     " ON CONFLICT (request_id) DO NOTHING RETURNING request_id"
 )
 _LOCK = (
-    sa.select(ledger)
-    .where(ledger.c.request_id == sa.any_(sa.bindparam("ids", type_=postgresql.ARRAY(sa.Text))))
-    .order_by(ledger.c.request_id)
-    .with_for_update()
+    f"SELECT {names(_EVENT_COLUMNS)} FROM metrics.ledger"  # noqa: S608
+    " WHERE request_id = ANY($1) ORDER BY request_id FOR UPDATE"
 )
-_REPLACE = sa.text(
-    f"UPDATE metrics.ledger AS l SET ({_names(_EVENT_COLUMNS[1:])})"  # noqa: S608
+_REPLACE = (
+    f"UPDATE metrics.ledger AS l SET ({names(_EVENT_COLUMNS[1:])})"  # noqa: S608
     f" = ({', '.join('n.' + column.name for column in _EVENT_COLUMNS[1:])})"
-    f" FROM {_unnest(_EVENT_COLUMNS)} AS n ({_names(_EVENT_COLUMNS)})"
+    f" FROM {unnest(_EVENT_COLUMNS)} AS n ({names(_EVENT_COLUMNS)})"
     " WHERE l.request_id = n.request_id"
 )
-_ADD_SUMS = sa.text(
-    f"INSERT INTO metrics.usage_daily AS d ({_names(_SUM_KEY_COLUMNS + _SUM_COLUMNS)})"  # noqa: S608
-    f" SELECT * FROM {_unnest(_SUM_KEY_COLUMNS + _SUM_COLUMNS)}"
-    " ON CONFLICT (day, tenant, key_id, model) DO UPDATE SET "
+_ADD_SUMS = (
+    f"INSERT INTO metrics.usage_daily AS d ({names(_SUM_KEY_COLUMNS + _SUM_COLUMNS)})"  # noqa: S608
+    f" SELECT * FROM {unnest(_SUM_KEY_COLUMNS + _SUM_COLUMNS)}"
+    f" ON CONFLICT ({names(_SUM_KEY_COLUMNS)}) DO UPDATE SET "
     + ", ".join(f"{c.name} = d.{c.name} + excluded.{c.name}" for c in _SUM_COLUMNS)
 )
 
@@ -57,36 +48,66 @@ class Ledger:
     """Writes and reads the ledger and its sums.
 
     Every method raises `StoreUnavailableError` when PostgreSQL does not answer.
+
+    Args:
+        engine: Opens connections.
+        wake: Called when there is something to settle. None: nothing is ever settled, and the
+            outbox stays empty.
+        today: Returns the day, UTC.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(
+        self, engine: AsyncEngine, wake: Callable[[], None] | None, today: Callable[[], dt.date]
+    ) -> None:
         self._engine = engine
+        self._wake = wake
+        self._today = today
 
     async def record(self, events: Sequence[Usage]) -> list[Usage]:
         """Writes events that the ledger has not, and attempts that take the place of what it has.
 
-        Safe with several writers at once: rows are locked in the order of their keys.
+        Safe with several writers at once: all lock rows in the same order, which is that of the
+        statements here, and within a table that of the rows' keys.
 
         Returns:
-            The events that were written, after they are committed.
+            The events that were written, with their cost, after they are committed.
         """
         latest = latest_attempts(events)
+        unsettled: list[outbox.Entry] = []
         async with transaction(self._engine) as connection:
-            result = await connection.execute(_INSERT, _columns(latest.values()))
+            priced = await price_store.read(connection, {each.model for each in latest.values()})
+            latest = {
+                request_id: each._replace(cost=cost_of(each, priced.get(each.model)))
+                for request_id, each in latest.items()
+            }
+            result = await connection.exec_driver_sql(_INSERT, arrays(latest.values()))
             new = {row.request_id for row in result}
             added = [latest[request_id] for request_id in latest if request_id in new]
             removed: list[Usage] = []
             if known := [request_id for request_id in latest if request_id not in new]:
-                rows = await connection.execute(_LOCK, {"ids": known})
+                rows = await connection.exec_driver_sql(_LOCK, (known,))
                 removed = [
                     old for old in map(_usage, rows) if takes_place(latest[old.request_id], old)
                 ]
                 replacing = [latest[old.request_id] for old in removed]
                 if replacing:
-                    await connection.execute(_REPLACE, _columns(replacing))
+                    await connection.exec_driver_sql(_REPLACE, arrays(replacing))
                 added += replacing
+            if self._wake and (unsettled := outbox.entries(added, removed)):
+                await outbox.add(connection, unsettled)
             if sums := changes(added, removed):
-                await connection.execute(_ADD_SUMS, _sum_columns(sums))
+                columns = arrays(key + value for key, value in sums.items())
+                await connection.exec_driver_sql(_ADD_SUMS, columns)
+            today = self._today()
+            totals = [
+                each
+                for each in total_changes(uses(added, removed))
+                if scope_store.is_kept(each[0], today)
+            ]
+            if totals:
+                await scope_store.add(connection, totals)
+        if self._wake and unsettled:
+            self._wake()
         return added
 
     async def newest(
@@ -111,47 +132,6 @@ class Ledger:
         async with transaction(self._engine) as connection:
             return [_usage(row) for row in await connection.execute(query.limit(limit))]
 
-    async def totals(
-        self,
-        *,
-        first_day: dt.date | None = None,
-        end_day: dt.date | None = None,
-        key_id: str = "",
-        model: str = "",
-    ) -> list[tuple[str, str, str, Sums]]:
-        """Sums by tenant, key and model over the days from `first_day` to before `end_day`."""
-        groups = (usage_daily.c.tenant, usage_daily.c.key_id, usage_daily.c.model)
-        query = (
-            sa.select(*groups, *(sa.cast(sa.func.sum(c), sa.BigInteger) for c in _SUM_COLUMNS))
-            .group_by(*groups)
-            # Byte order: the same for every database, whatever its locale.
-            .order_by(*(sa.collate(column, "C") for column in groups))
-            # An attempt that took the place of another key's leaves a sum of nothing there.
-            .having(sa.func.sum(usage_daily.c.request_count) > 0)
-        )
-        if first_day is not None:
-            query = query.where(usage_daily.c.day >= first_day)
-        if end_day is not None:
-            query = query.where(usage_daily.c.day < end_day)
-        if key_id:
-            query = query.where(usage_daily.c.key_id == key_id)
-        if model:
-            query = query.where(usage_daily.c.model == model)
-        async with transaction(self._engine) as connection:
-            rows = await connection.execute(query)
-            return [(row[0], row[1], row[2], Sums(*row[3:])) for row in rows]
-
 
 def _usage(row: sa.Row[Any]) -> Usage:
     return Usage._make(row)
-
-
-def _columns(events: Iterable[Usage]) -> dict[str, list[Any]]:
-    columns = zip(*events, strict=True)
-    return {name: list(values) for name, values in zip(Usage._fields, columns, strict=True)}
-
-
-def _sum_columns(sums: Mapping[SumKey, Sums]) -> dict[str, list[Any]]:
-    columns = zip(*(key + value for key, value in sums.items()), strict=True)
-    names = SumKey._fields + Sums._fields
-    return {name: list(values) for name, values in zip(names, columns, strict=True)}

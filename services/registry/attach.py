@@ -13,10 +13,12 @@ from infermesh.errors.v1 import errors_pb2
 from infermesh.registry.v1 import node_service_pb2 as pb
 from services.kit import headers
 from services.kit.errors import MeshError
+from services.registry import refusals
 from services.registry.address import check_faces_mesh
 from services.registry.attachment import Attachment, End
 from services.registry.commands import Commands
 from services.registry.identity import Identities
+from services.registry.key_watch import KeyWatch
 from services.registry.mesh import Mesh
 from services.registry.refusals import UntrueError
 from services.registry.suspects import Suspects
@@ -24,6 +26,8 @@ from services.registry.suspects import Suspects
 log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+RPC = "/infermesh.registry.v1.NodeService/AttachNode"
 
 _LEAVE_GRACE_S = 0.05
 _NONCE_BYTES = 16
@@ -36,6 +40,7 @@ class NodeStreams:
         mesh: The nodes.
         commands: What operators have nodes do.
         identities: Tells who answers at an address.
+        key_watch: Ends streams of keys that are revoked.
         suspects: Who lied of late.
         report_interval_s: How often nodes are to report.
         lease_s: The lease that nodes are told.
@@ -46,6 +51,7 @@ class NodeStreams:
         mesh: Mesh,
         commands: Commands,
         identities: Identities,
+        key_watch: KeyWatch,
         suspects: Suspects,
         *,
         report_interval_s: float,
@@ -54,6 +60,7 @@ class NodeStreams:
         self._mesh = mesh
         self._commands = commands
         self._identities = identities
+        self._key_watch = key_watch
         self._suspects = suspects
         self._joined = pb.AttachNodeResponse(
             joined=pb.NodeJoined(
@@ -86,7 +93,15 @@ class NodeStreams:
             raise
         reader = asyncio.create_task(self._read(requests, attachment))
 
+        def key_refused() -> None:
+            # Whoever holds such a key is to get no request of a caller's any more.
+            self._mesh.eject(attachment, "its key was revoked")
+            attachment.close(refusals.key_refused(key_id))
+
+        unwatch = self._key_watch.add(RPC, key_id, key_refused)
+
         def ended() -> None:
+            unwatch()
             reader.cancel()
             self._mesh.detach(attachment)
             self._commands.cut_off(attachment)

@@ -6,14 +6,16 @@ with the address of an internal service, of Envoy or of another node cannot have
 
 import asyncio
 import hmac
+from pathlib import Path
 from typing import Protocol
 
 import grpc
 
 from infermesh.inference.v1 import identity_service_pb2 as pb
 from infermesh.inference.v1 import identity_service_pb2_grpc
+from services.kit import tls
+from services.kit.channels import CHANNEL_OPTIONS, open_channel
 from services.kit.errors import MeshError
-from services.kit.server import CHANNEL_OPTIONS
 from services.registry import refusals
 
 _TIMEOUT_S = 2.0
@@ -35,16 +37,22 @@ class Identities(Protocol):
 
 
 class CalledBack:
-    """Asks at the address itself, over gRPC; at most 64 at the same time."""
+    """Asks at the address itself, over gRPC; at most 64 at the same time.
 
-    def __init__(self) -> None:
+    Args:
+        tls_dir: The folder with the registry's TLS files: only a certificate for the node's own id
+            will do then. None for no TLS.
+    """
+
+    def __init__(self, tls_dir: Path | None = None) -> None:
+        self._tls_dir = tls_dir
         self._places = asyncio.Semaphore(_PARALLEL)
 
     async def check(self, node_id: str, address: str, nonce: bytes) -> None:
         """See `Identities`."""
         async with (
             self._places,
-            grpc.aio.insecure_channel(address, options=_OPTIONS) as channel,
+            open_channel(address, tls.node(node_id), self._tls_dir, _OPTIONS) as channel,
         ):
             stub = identity_service_pb2_grpc.IdentityServiceStub(channel)
             try:

@@ -7,8 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 
 from infermesh.registry.v1 import node_service_pb2, resources_pb2
-from services.registry import refusals
-from services.registry.address import canonical_address
+from services.registry import join_rules, refusals
 from services.registry.attachment import Attachment, End
 from services.registry.catalogue import Catalogue
 from services.registry.journal import Journal
@@ -110,14 +109,14 @@ class Mesh:
             self.check_join(join, key_id)
             before = self._nodes.get(join.node_id)
         if before is None and len(self._nodes) >= MAX_NODES:
-            self._make_room()
+            self._forget(join_rules.least_missed(self._nodes), "a new node needs its place")
 
         node = joined(join, before, self._now())
         node.attachment = Attachment(join.node_id, key_id)
         node.lease_end = self._clock() + self._lease_s
         if before and before.attachment:
             before.attachment.close(End.REPLACED)
-        for holder in self._holders(join):
+        for holder in join_rules.holders(self._nodes, join):
             self._take_over(holder)
         self.catalogue.restore(row for row in new_models if not self.catalogue.find(row.name))
         self._nodes[join.node_id] = node
@@ -301,10 +300,6 @@ class Mesh:
         node = self._nodes.get(attachment.node_id)
         return node if node and node.attachment is attachment else None
 
-    def _make_room(self) -> None:
-        offline = (node for node in self._nodes.values() if not node.online)
-        self._forget(min(offline, key=LiveNode.last_seen), "a new node needs its place")
-
     def _forget(self, node: LiveNode, reason: str) -> None:
         node_id = node.resource.node_id
         log.info("node deleted", extra={"node_id": node_id, "reason": reason})
@@ -316,13 +311,6 @@ class Mesh:
         self._journal.note_node(node_id)
         self.watchers.node_deleted(node_id)
 
-    def _holders(self, join: node_service_pb2.JoinNode) -> list[LiveNode]:
-        return [
-            node
-            for node in self._nodes.values()
-            if node.resource.address == join.address and node.resource.node_id != join.node_id
-        ]
-
     def _take_over(self, holder: LiveNode) -> None:
         if holder.attachment:
             holder.attachment.close(End.REPLACED)
@@ -332,21 +320,7 @@ class Mesh:
 
     def check_join(self, join: node_service_pb2.JoinNode, key_id: str = "") -> None:
         """Checks a join, and gives its address the canonical form. Raises like `join`."""
-        join.address = canonical_address(join.address)
-        before = self._nodes.get(join.node_id)
-        if before and before.online and before.attachment and before.attachment.key_id != key_id:
-            # Whoever has a key of a node could otherwise push any other node out by its name. A
-            # machine that was set up anew waits until the lease of its old stream has run out.
-            raise refusals.other_key(join.node_id)
-        for holder in self._holders(join):
-            # Without a stream the holder is but a lease that a machine left behind.
-            if holder.online and holder.attachment:
-                raise refusals.bad_address(
-                    f"join.address: {join.address} belongs to node `{holder.resource.node_id}`"
-                )
-        is_full = join.node_id not in self._nodes and len(self._nodes) >= MAX_NODES
-        if is_full and all(node.online for node in self._nodes.values()):
-            raise refusals.full(MAX_NODES)
+        join_rules.check(self._nodes, join, key_id, MAX_NODES)
 
     def _check_deletable(self, name: str) -> None:
         self.catalogue.get(name)

@@ -83,6 +83,15 @@ def suspect(node_id: str, lies: int, last: str, wait_s: int) -> MeshError:
     )
 
 
+def key_refused(key_id: str) -> MeshError:
+    """Returns the error with which a stream ends whose key may no longer make the call."""
+    return MeshError(
+        errors_pb2.ERROR_REASON_INVALID_API_KEY,
+        f"The key `{key_id}`, with which the call began, may no longer make it.",
+        metadata={"key_id": key_id},
+    )
+
+
 def bad_load(field: str, message: str) -> MeshError:
     """Returns the error for a number in a report that cannot be true."""
     return UntrueError(

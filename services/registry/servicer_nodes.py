@@ -8,10 +8,15 @@ from google.protobuf import empty_pb2
 
 from infermesh.registry.v1 import node_service_pb2 as pb
 from infermesh.registry.v1 import node_service_pb2_grpc, resources_pb2
+from services.kit import headers
+from services.registry import refusals
 from services.registry.attach import Context, NodeStreams, on_end
 from services.registry.commands import Commands
+from services.registry.key_watch import KeyWatch
 from services.registry.mesh import Mesh
 from services.registry.watchers import Changes
+
+_WATCH = "/infermesh.registry.v1.NodeService/WatchMesh"
 
 
 class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
@@ -21,12 +26,16 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
         mesh: The nodes.
         streams: The nodes' streams.
         commands: What operators have nodes do.
+        key_watch: Ends watches of keys that are revoked.
     """
 
-    def __init__(self, mesh: Mesh, streams: NodeStreams, commands: Commands) -> None:
+    def __init__(
+        self, mesh: Mesh, streams: NodeStreams, commands: Commands, key_watch: KeyWatch
+    ) -> None:
         self._mesh = mesh
         self._streams = streams
         self._commands = commands
+        self._key_watch = key_watch
 
     async def AttachNode(
         self, request_iterator: AsyncIterator[pb.AttachNodeRequest], context: Context
@@ -108,12 +117,23 @@ class NodeServicer(node_service_pb2_grpc.NodeServiceServicer):
     ) -> AsyncIterator[pb.WatchMeshResponse]:
         """Streams the mesh and every change."""
         watcher = self._mesh.watchers.add()
-        on_end(context, lambda: self._mesh.watchers.remove(watcher))
+        metadata = dict(context.invocation_metadata() or ())
+        key_id = str(metadata.get(headers.KEY_ID, ""))
+        error = refusals.key_refused(key_id)
+        unwatch = self._key_watch.add(_WATCH, key_id, lambda: watcher.close(error))
+
+        def ended() -> None:
+            unwatch()
+            self._mesh.watchers.remove(watcher)
+
+        on_end(context, ended)
         yield pb.WatchMeshResponse(
             synced=True, models=self._mesh.catalogue.all(), nodes=self._mesh.nodes()
         )
         while (changes := await watcher.take()) is not None:
             yield self._describe(changes)
+        if watcher.error is not None:
+            raise watcher.error
         await context.abort(grpc.StatusCode.UNAVAILABLE, "The registry is stopping.")
 
     def _describe(self, changes: Changes) -> pb.WatchMeshResponse:

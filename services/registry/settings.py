@@ -1,13 +1,16 @@
 """The registry's settings."""
 
+from pathlib import Path
+
 from pydantic import Field
 
-from services.kit.settings import ServiceSettings
+from services.kit.audit_settings import AuditedSettings
 
 
-class RegistrySettings(ServiceSettings):
+class RegistrySettings(AuditedSettings):
     """What the registry needs to run."""
 
+    state_dir: Path = Path(".infermesh/registry")
     database_url: str = Field(
         pattern=r"^postgresql\+asyncpg://",
         description="PostgreSQL, as `postgresql+asyncpg://user:password@host:port/database`.",

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from services.kit.errors import MeshError
+
 
 @dataclass
 class Changes:
@@ -26,9 +28,15 @@ class Watcher:
         self.changes = Changes()
         self.wake = asyncio.Event()
         self.closed = False
+        self.error: MeshError | None = None
+
+    def close(self, error: MeshError | None = None) -> None:
+        """Ends the watch, with an error or because the registry stops."""
+        self.closed, self.error = True, error
+        self.wake.set()
 
     async def take(self) -> Changes | None:
-        """Waits for changes and returns them; None once the registry stops."""
+        """Waits for changes and returns them; None once the watch ends."""
         await self.wake.wait()
         self.wake.clear()
         if self.closed:
@@ -83,8 +91,7 @@ class Watchers:
     def close(self) -> None:
         """Ends all watches."""
         for watcher in self._watchers:
-            watcher.closed = True
-            watcher.wake.set()
+            watcher.close()
 
     def _woken(self) -> Iterator[Changes]:
         for watcher in self._watchers:

@@ -15,8 +15,9 @@ from infermesh.routing.v1 import (
     routing_service_pb2_grpc,
     split_service_pb2_grpc,
 )
+from services.kit.audit_outcomes import audited
+from services.kit.audit_sender import auth_channel, reporting
 from services.kit.database import make_engine
-from services.kit.guard import guarded
 from services.kit.server import App, Health
 from services.routing import servicer_ads, servicer_ext_proc
 from services.routing.book import Book
@@ -73,14 +74,19 @@ def make_app(settings: RoutingSettings) -> App:
             ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(
                 servicer_ads.DiscoveryServicer(assignments, health.stopping), server
             )
+            channel = await stack.enter_async_context(auth_channel(settings))
+            recorder = await stack.enter_async_context(reporting(channel, settings.state_dir))
+            explaining = RoutingServicer(Explainer(view, router, time.monotonic), book)
             routing_service_pb2_grpc.add_RoutingServiceServicer_to_server(
-                RoutingServicer(Explainer(view, router, time.monotonic), book), guarded(server)
+                explaining, audited(server, recorder, explaining)
             )
+            policies = PolicyServicer(book, documents)
             policy_service_pb2_grpc.add_PolicyServiceServicer_to_server(
-                PolicyServicer(book, documents), guarded(server)
+                policies, audited(server, recorder, policies, policies.routes_before())
             )
+            splits = SplitServicer(view, book, documents, counts)
             split_service_pb2_grpc.add_SplitServiceServicer_to_server(
-                SplitServicer(view, book, documents, counts), guarded(server)
+                splits, audited(server, recorder, splits)
             )
 
             sharing: Sharing | None = None
@@ -108,7 +114,8 @@ def make_app(settings: RoutingSettings) -> App:
             if follower is not None:
                 running.append(tasks.create_task(follower.run()))
                 await _first_load(follower)
-            running.append(tasks.create_task(follow(settings.registry_address, view, ready)))
+            watch = follow(settings.registry_address, view, ready, settings.tls_dir)
+            running.append(tasks.create_task(watch))
             yield (
                 "infermesh.routing.v1.RoutingService",
                 "infermesh.routing.v1.PolicyService",

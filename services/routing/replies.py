@@ -49,6 +49,7 @@ def destination(outcome: Outcome, facts: Facts) -> bytes:
     if outcome.is_renamed:
         # What Envoy balances by itself, and the ledger, go by the model that answers.
         pieces.append(_set(headers.MODEL, models[0]))
+        pieces.append(_set(headers.REQUESTED_MODEL, facts.model))
         pieces.append(_metadata(_MODEL_KEY, models[0]))
     if decision.expected_cached is not None:
         pieces.append(_set(headers.EXPECTED_CACHED, f"{decision.expected_cached:.2f}"))

@@ -1,5 +1,6 @@
 """PolicyService over gRPC."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -9,6 +10,7 @@ from google.protobuf.message import Message
 from infermesh.errors.v1 import errors_pb2
 from infermesh.routing.v1 import policy_service_pb2 as pb
 from infermesh.routing.v1 import policy_service_pb2_grpc
+from services.kit.audit_resources import Lookup
 from services.kit.errors import MeshError
 from services.kit.guard import validate
 from services.routing import store
@@ -129,6 +131,22 @@ class PolicyServicer(policy_service_pb2_grpc.PolicyServiceServicer):
             )
         await self._reload()
         return empty_pb2.Empty()
+
+    def routes_before(self) -> Mapping[str, Lookup]:
+        """Returns what the audit log asks before a model's route changes; no RPC tells of one."""
+
+        def find(model: str) -> pb.ModelRoute:
+            return self._book.routes.get(model, pb.ModelRoute())
+
+        async def of_set(request: pb.SetModelRouteRequest, context: _Context) -> pb.ModelRoute:
+            return find(request.route.model)
+
+        async def of_delete(
+            request: pb.DeleteModelRouteRequest, context: _Context
+        ) -> pb.ModelRoute:
+            return find(request.model)
+
+        return {"SetModelRoute": of_set, "DeleteModelRoute": of_delete}
 
     def _policy(self, name: str) -> pb.Policy:
         policy = self._book.policies.get(name)

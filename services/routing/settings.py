@@ -1,14 +1,17 @@
 """Routing's settings."""
 
+from pathlib import Path
+
 from pydantic import Field, SecretStr
 
-from services.kit.settings import ServiceSettings
+from services.kit.audit_settings import AuditedSettings
 from services.routing.prefix_index import DEFAULT_MAX_ENTRIES
 
 
-class RoutingSettings(ServiceSettings):
+class RoutingSettings(AuditedSettings):
     """What routing needs to run."""
 
+    state_dir: Path = Path(".infermesh/routing")
     registry_address: str = Field(
         pattern=r"^\S+:\d+$", description="Address and port of the registry's gRPC server."
     )

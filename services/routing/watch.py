@@ -4,11 +4,13 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import grpc
 
 from infermesh.registry.v1 import node_service_pb2, node_service_pb2_grpc
-from services.kit.server import CHANNEL_OPTIONS
+from services.kit.channels import CHANNEL_OPTIONS, open_channel
+from services.kit.tls import service
 from services.routing.view import MeshView
 
 log = logging.getLogger(__name__)
@@ -25,7 +27,10 @@ _OPTIONS = (
 
 
 async def follow(
-    address: str, view: MeshView, on_first_sync: Callable[[], Awaitable[None]]
+    address: str,
+    view: MeshView,
+    on_first_sync: Callable[[], Awaitable[None]],
+    tls_dir: Path | None = None,
 ) -> None:
     """Applies the registry's changes to the view, forever.
 
@@ -36,10 +41,11 @@ async def follow(
         address: The registry's gRPC server.
         view: What is kept current.
         on_first_sync: Called once, when the view first holds the mesh.
+        tls_dir: The folder with routing's TLS files; None for no TLS.
     """
     retry_s = _FIRST_RETRY_S
     away = False
-    async with grpc.aio.insecure_channel(address, options=_OPTIONS) as channel:
+    async with open_channel(address, service("registry"), tls_dir, _OPTIONS) as channel:
         stub = node_service_pb2_grpc.NodeServiceStub(channel)
         while True:
             try:

@@ -1,19 +1,23 @@
-"""An auth process that is killed at any instant loses no audit event and doubles none."""
+"""A process that is killed at any instant loses no audit event and doubles none."""
 
 import asyncio
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
 
+from contract.test_audit_service import World, wipe
+from contract.test_auth import running, settings
 from infermesh.auth.v1 import audit_service_pb2 as pb
-from services.auth.audit_spool import AuditSpool, open_log
 from services.auth.audit_store import AuditStore, events, metadata
 from services.auth.audit_verify import verify
 from services.kit import audit_chain
+from services.kit.audit_sender import reporting
+from services.kit.audit_spool import AuditSpool, open_log
 from services.kit.database import create_tables, make_engine
 
 _ROUNDS = 5
@@ -23,7 +27,7 @@ _CHILD = """
 import asyncio, sys
 from pathlib import Path
 from infermesh.auth.v1 import audit_service_pb2 as pb
-from services.auth.audit_spool import open_spool
+from services.kit.audit_spool import open_spool
 from services.auth.audit_store import AuditStore
 from services.kit.database import make_engine
 
@@ -80,3 +84,67 @@ async def test_killed_at_random(postgres_url: str, tmp_path: Path) -> None:
     async with engine.begin() as connection:
         await connection.execute(sa.text("TRUNCATE auth.audit_events, auth.audit_chain"))
     await engine.dispose()
+
+
+# Changes things as fast as it can, as another service does, and says what it has answered.
+_SERVICE = """
+import asyncio, sys
+from pathlib import Path
+import grpc
+from services.kit.audit_sender import reporting
+
+async def main(address, directory, name):
+    async with grpc.aio.insecure_channel(address) as channel:
+        async with reporting(channel, Path(directory)) as recorder:
+            number = 0
+            while True:
+                recorder.check_room()
+                recorder.outcome("/killed", {}, "OK", resource=f"{name}-{number}")
+                print(number, flush=True)
+                number += 1
+                await asyncio.sleep(0.001)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_a_service_that_is_killed_at_random_while_auth_restarts(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    promised = {}
+    for name in range(_ROUNDS):
+        # Auth comes and goes meanwhile, and may commit a batch without the answer getting through.
+        async with running(settings(postgres_url, listen=address)) as replica:
+            if name == 0:
+                await wipe(postgres_url)
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", _SERVICE, address, str(tmp_path), str(name)),
+                stdout=asyncio.subprocess.PIPE,
+            )
+            assert child.stdout is not None
+            lines = [await child.stdout.readline() for _ in range(100 + name * 50)]
+        lines += [await child.stdout.readline() for _ in range(30)]
+        os.kill(child.pid, signal.SIGKILL)
+        lines += (await child.stdout.read()).splitlines(keepends=True)
+        await child.wait()
+        promised[name] = len([line for line in lines if line.endswith(b"\n")])
+
+    async with running(settings(postgres_url, listen=address)) as replica:
+        async with reporting(replica.channel, tmp_path):
+            pass  # The next process sends what is left when it starts, or stops.
+        answer = await World(replica, postgres_url).audit.VerifyAuditLog(pb.VerifyAuditLogRequest())
+        assert answer.complete
+    engine = make_engine(postgres_url)
+    async with engine.connect() as connection:
+        query = sa.select(events.c.resource).where(events.c.rpc == "/killed")
+        found = list(await connection.scalars(query.order_by(events.c.sequence)))
+    await engine.dispose()
+    assert len(found) == len(set(found))
+    for name, count in promised.items():
+        mine = [int(each.split("-")[1]) for each in found if each.startswith(f"{name}-")]
+        assert mine == list(range(len(mine)))
+        assert count <= len(mine) <= count + 1
+    await wipe(postgres_url)

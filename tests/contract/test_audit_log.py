@@ -12,10 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from infermesh.auth.v1 import audit_service_pb2 as pb
 from services.auth.audit import Recorder
 from services.auth.audit_log import retain
-from services.auth.audit_spool import AuditSpool, open_log, open_spool
 from services.auth.audit_store import AuditStore, metadata
 from services.auth.audit_verify import verify
 from services.kit import audit_chain
+from services.kit.audit_spool import AuditSpool, open_log, open_spool
 from services.kit.database import StoreUnavailableError, create_tables, make_engine
 
 NOW = datetime.datetime(2026, 6, 1, 12, tzinfo=datetime.UTC)

@@ -179,6 +179,13 @@ async def test_the_commands_read_check_and_export(world: World, tmp_path: Path) 
     status, text = await world.run("audit", "list", "--rpc", LIST_KEYS, "--changes")
     assert status == 0
     assert text.count("key_bootstrapadmin") == 4
+    status, text = await world.run("audit", "list", "--limit", "1")
+    assert (status, "more: --page" in text) == (0, True)
+    token = text.rpartition("--page ")[2].strip()
+    status, text = await world.run("audit", "list", "--page", token, "--since", "1h")
+    assert (status, "more" in text) == (0, False)
+    status, text = await world.run("audit", "list", "--rpc", "auth.KeyService/ListKeys")
+    assert "auth.KeyService/ListKeys" in text
     status, text = await world.run("audit", "list", "--kind", "denial")
     assert (status, text) == (0, "No audit events.\n")
 
@@ -214,7 +221,7 @@ async def test_the_commands_read_check_and_export(world: World, tmp_path: Path) 
 
 
 async def test_inference_is_written_down_by_setting(postgres_url: str) -> None:
-    async with running(settings(postgres_url, audit_inference=True)) as replica:
+    async with running(settings(postgres_url, audit_inference="metadata")) as replica:
         await wipe(postgres_url)
         request = check_request(REST_CHAT, rest_headers(ADMIN_KEY), rest={"model": "m"})
         assert (await replica.authorization.Check(request)).status.code == 0

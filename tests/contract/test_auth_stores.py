@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from infermesh.access.v1 import access_pb2
 from services.auth.memory_store import MemoryKeyStore
 from services.auth.postgres_store import PostgresKeyStore, metadata
+from services.auth.rules import Rules
 from services.auth.store import Key, KeyStore, Position
 from services.kit.database import create_tables, make_engine
 from services.kit.errors import MeshError
@@ -52,6 +53,13 @@ async def test_keys_come_back_as_they_went_in(store: KeyStore) -> None:
     await store.add(make_key(1))
     assert await store.get(["key_0001", "key_0002"]) == [make_key(1)]
     assert await store.get([]) == []
+
+
+async def test_rules_come_back_as_they_went_in(store: KeyStore) -> None:
+    rules = Rules(("m*",), ("x",), ("10.0.0.0/8",), ("https://a.b",), {"team": "a"}, "EgV6ZWJyYQ==")
+    bound = replace(make_key(1), rules=rules)
+    await store.add(bound)
+    assert await store.get(["key_0001"]) == [bound]
 
 
 async def test_neither_ids_nor_hashes_are_taken_twice(store: KeyStore) -> None:

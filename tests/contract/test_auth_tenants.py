@@ -125,6 +125,7 @@ async def test_rules_come_back_and_rotation_reaches_every_replica(postgres_url: 
             networks=["10.0.0.0/8", "2001:db8::/32"],
             cors_origins=["https://app.example.com"],
             labels={"team": "search"},
+            guardrails=kb.Guardrails(max_prompt_chars=9, blocked_patterns=["a+"], redact=[1, 3]),
         )
         made = await one.create(rules=rules, ttl={"seconds": 3600})
         assert made.key.rules == rules
@@ -174,6 +175,13 @@ async def test_rules_come_back_and_rotation_reaches_every_replica(postgres_url: 
         {"labels": {"": "x"}},
         {"labels": {"a": "x\n"}},
         {"allowed_models": ["a" * 200] * 21},
+        {"guardrails": {"max_prompt_chars": 0}},
+        {"guardrails": {"blocked_patterns": ["("]}},
+        {"guardrails": {"blocked_patterns": [""]}},
+        {"guardrails": {"blocked_patterns": ["a"] * 21}},
+        {"guardrails": {"redact": [0]}},
+        {"guardrails": {"redact": [1, 1]}},
+        {"guardrails": {"redact": [99]}},
     ],
 )
 async def test_rules_that_make_no_sense(replica: Replica, rules: dict[str, object]) -> None:

@@ -19,6 +19,7 @@ import pytest
 import redis
 from google.api import httpbody_pb2
 
+from infermesh.auth.v1 import key_service_pb2
 from infermesh.embeddings.v1 import embeddings_service_pb2 as pb
 from infermesh.embeddings.v1 import embeddings_service_pb2_grpc as pb_grpc
 from infermesh.errors.v1 import errors_pb2
@@ -26,8 +27,10 @@ from infermesh.inference.v1 import inference_service_pb2, inference_service_pb2_
 from infermesh.metrics.v1 import usage_service_pb2, usage_service_pb2_grpc
 from services.embeddings.app import make_app
 from services.embeddings.settings import EmbeddingsSettings
+from services.kit import headers
 from services.kit.errors import MeshError, from_rpc_error
 from services.kit.guard import guarded
+from services.kit.guardrails import header
 from services.kit.server import serving
 
 MODEL = "all-minilm-l6-v2"
@@ -390,3 +393,46 @@ async def test_a_redis_that_hangs_costs_its_timeout_once(
         writer.close()
     assert took[0] < 1.0
     assert len(writers) == 1
+
+
+def guarded_caller(**wanted: Any) -> tuple[Any, ...]:
+    guardrails = header.write(key_service_pb2.Guardrails(**wanted))
+    return (*caller(), (headers.GUARDRAILS, guardrails))
+
+
+async def test_guardrails_stand_before_the_cache_and_the_node(
+    stub: pb_grpc.EmbeddingsServiceAsyncStub, node: FakeNode
+) -> None:
+    redact = guarded_caller(redact=[key_service_pb2.REDACTION_EMAIL_ADDRESSES])
+    # Without guardrails the text goes on, and into the cache.
+    await create(stub, "jane@example.com")
+    answer = await create(stub, ["jane@example.com", "hi"], redact)
+    assert node.calls == [["jane@example.com"], ["<EMAIL_ADDRESS>", "hi"]]
+    assert answer["data"][0]["embedding"] == vector("<EMAIL_ADDRESS>")
+    assert headers.GUARDRAILS not in node.metadata[-1]
+    call = stub.Embed(pb.EmbedRequest(model=MODEL, inputs=["to jane@example.com"]), metadata=redact)
+    await call
+    assert node.calls[-1] == ["to <EMAIL_ADDRESS>"]
+    assert dict(await call.initial_metadata())[headers.REDACTIONS] == "1"
+    # A refusal comes alone, which makes it the body of REST callers.
+    late = stub.Embed(
+        pb.EmbedRequest(model=MODEL, inputs=["jane@example.com " * 6]), metadata=redact
+    )
+    assert (await refusal(late)).reason_name == "INPUT_TOO_LONG"
+    assert headers.REDACTIONS not in dict(await late.initial_metadata())
+
+
+async def test_guardrails_refuse_texts(
+    stub: pb_grpc.EmbeddingsServiceAsyncStub, node: FakeNode, ledger: FakeLedger
+) -> None:
+    wanted = guarded_caller(blocked_patterns=["zebra"], max_prompt_chars=10)
+    error = await refusal(create(stub, ["hi", "a zebra"], wanted))
+    assert (error.reason_name, error.param) == ("CONTENT_BLOCKED", "input[1]")
+    error = await refusal(create(stub, ["123456", "12345"], wanted))
+    assert (error.reason_name, error.param) == ("INPUT_TOO_LONG", "input")
+    request = pb.EmbedRequest(model=MODEL, inputs=["zebra"])
+    error = await refusal(stub.Embed(request, metadata=wanted))
+    assert (error.reason_name, error.param) == ("CONTENT_BLOCKED", "inputs[0]")
+    assert node.calls == []
+    events = await ledger.got(1)
+    assert {event.outcome for event in events} == {usage_service_pb2.OUTCOME_REJECTED}

@@ -244,7 +244,7 @@ async def test_handlers_with_messages_of_their_own(server: Running) -> None:
         assert await call(b"41") == b"42"
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call(b"none")
-        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 def _number(data: bytes) -> int:
@@ -253,3 +253,68 @@ def _number(data: bytes) -> int:
 
 async def _length(request: int, _: Any) -> int:
     return request + 1
+
+
+class Later:
+    """Plain handlers whose answer comes later; the request says how."""
+
+    def __init__(self) -> None:
+        self.open: list[asyncio.Future[bytes]] = []
+
+    def answer(self, request: bytes, _: Any) -> "bytes | asyncio.Future[bytes]":
+        if request == b"now":
+            return b"now"
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bytes] = loop.create_future()
+        if request == b"fails":
+            loop.call_later(0.01, future.set_exception, ValueError("secret"))
+        elif request == b"is cancelled":
+            loop.call_later(0.01, future.cancel)
+        elif request == b"never":
+            self.open.append(future)
+        elif request == b"is done":
+            future.set_result(request)
+        else:
+            loop.call_later(0.01, future.set_result, request)
+        return future
+
+
+@pytest.fixture
+def later(server: Running) -> Later:
+    found = Later()
+    handler = grpc.unary_unary_rpc_method_handler(found.answer)
+    server.server.add_registered_method_handlers("t.Later", {"Answer": handler})
+    return found
+
+
+@pytest.mark.parametrize("request_", [b"now", b"is done", b"later", b"", b"x" * 100_000])
+async def test_a_plain_handler_answers_later(
+    channel: grpc.aio.Channel, later: Later, request_: bytes
+) -> None:
+    call = channel.unary_unary("/t.Later/Answer")
+    assert await asyncio.gather(*(call(request_, timeout=5) for _ in range(20))) == [request_] * 20
+
+
+@pytest.mark.parametrize("how", [b"fails", b"is cancelled"])
+async def test_a_plain_handler_fails_later(
+    channel: grpc.aio.Channel, later: Later, how: bytes
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await channel.unary_unary("/t.Later/Answer")(how, timeout=5)
+    assert caught.value.code() is grpc.StatusCode.UNKNOWN
+    assert "secret" not in (caught.value.details() or "")
+
+
+async def test_a_caller_leaves_before_a_plain_handler_has_answered(
+    channel: grpc.aio.Channel, server: Running, later: Later
+) -> None:
+    call = channel.unary_unary("/t.Later/Answer")
+    waiting = call(b"never")
+    task = asyncio.ensure_future(waiting)
+    await asyncio.to_thread(server.until, lambda: later.open)
+    task.cancel()
+    assert await call(b"later", timeout=5) == b"later"
+    # The answer that nobody waits for any more is let go.
+    loop = later.open[0].get_loop()
+    loop.call_soon_threadsafe(later.open[0].set_result, b"too late")
+    assert await call(b"later", timeout=5) == b"later"

@@ -24,6 +24,7 @@ from services.kit.server import serving
 from services.kit.usage_spool import Send, open_spool
 from services.metrics.app import make_app
 from services.metrics.settings import MetricsSettings
+from services.metrics.tables import metadata
 
 DAY_S = 86_400
 
@@ -38,7 +39,9 @@ async def address(postgres_url: str) -> AsyncIterator[str]:
     async with serving(settings, make_app(settings)) as listening:
         engine = database.make_engine(postgres_url)
         async with engine.begin() as connection:
-            await connection.execute(sa.text("TRUNCATE metrics.ledger, metrics.usage_daily"))
+            await connection.execute(
+                sa.text("TRUNCATE metrics.ledger, metrics.usage_daily, metrics.scope_totals")
+            )
         await engine.dispose()
         yield listening
 
@@ -62,8 +65,10 @@ def metrics(channel: grpc.aio.Channel) -> metrics_grpc.MetricsServiceAsyncStub:
 def event(request_id: str, attempt: int = 1, **changed: object) -> pb.UsageEvent:
     fields: dict[str, object] = {
         "tenant": "acme",
+        "project": "default",
         "key_id": "key-1",
         "model": "m",
+        "requested_model": "m",
         "node_id": "node-1",
         "operation": pb.OPERATION_CHAT,
         "outcome": pb.OUTCOME_OK,
@@ -90,7 +95,14 @@ async def totals(usage: usage_grpc.UsageServiceAsyncStub, **wanted: object) -> l
 
 
 def total(**changed: object) -> pb.UsageTotal:
-    fields: dict[str, object] = {"tenant": "acme", "key_id": "key-1", "model": "m"}
+    fields: dict[str, object] = {
+        "tenant": "acme",
+        "project": "default",
+        "key_id": "key-1",
+        "model": "m",
+        # Nothing has a price here.
+        "unpriced_count": changed.get("request_count", 0),
+    }
     return pb.UsageTotal(**{**fields, **changed})  # type: ignore[arg-type]
 
 
@@ -118,7 +130,11 @@ async def test_the_higher_attempt_takes_the_place(
 
 async def test_unknown_numbers_stay_unset(usage: usage_grpc.UsageServiceAsyncStub) -> None:
     bare = pb.UsageEvent(
-        request_id="a", attempt=1, outcome=pb.OUTCOME_LOST, start_time=Timestamp(seconds=1)
+        request_id="a",
+        attempt=1,
+        outcome=pb.OUTCOME_LOST,
+        start_time=Timestamp(seconds=1),
+        project="default",
     )
     await record(usage, bare)
     assert await ledger(usage) == [bare]

@@ -14,8 +14,8 @@ import openai
 import psutil
 
 REPOSITORY = Path(__file__).parents[2]
-PORT = 18080
-BASE_PORT = 18000
+PORT = int(os.environ.get("E2E_PORT", "18080"))
+BASE_PORT = int(os.environ.get("E2E_BASE_PORT", "18000"))
 CHAT = "smollm2-135m"
 EMBED = "all-minilm-l6-v2"
 
@@ -106,11 +106,14 @@ class Mesh:
         self.wait("services", all_serve, limit_s)
 
 
-def start_mesh(state_dir: Path, port: int = PORT, base_port: int = BASE_PORT) -> Mesh:
+def start_mesh(
+    state_dir: Path, port: int = PORT, base_port: int = BASE_PORT, *options: str
+) -> Mesh:
     output = state_dir.parent / f"{state_dir.name}.out"
     command = [
         *(sys.executable, "-m", "services.cli", "up"),
         *("--state-dir", str(state_dir), "--port", str(port), "--base-port", str(base_port)),
+        *options,
     ]
     with output.open("wb") as out:
         process = subprocess.Popen(

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.cli.audit_view import COLUMNS, full_path, moment, row
+from services.cli.audit_view import changes as changes_of
 from services.cli.options import DEFAULT_ADDRESS, Address, Key, fail
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from infermesh.auth.v1 import audit_service_pb2 as pb
     from services.cli.client import Mesh
 
-app = typer.Typer(help="Read, check and export the audit log.", no_args_is_help=True)
+_MAX_PAGE = 1000
 
-_TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
+app = typer.Typer(help="Read, check and export the audit log.", no_args_is_help=True)
 
 
 class KindName(StrEnum):
@@ -29,13 +31,15 @@ class KindName(StrEnum):
     SUPPRESSED = "suppressed"
     INFERENCE = "inference"
     CHECKPOINT = "checkpoint"
+    ALERT = "alert"
 
 
+_WHEN = "a time in UTC such as 2026-11-01T12:30, or how long ago, such as 2h."
 Since = Annotated[
-    datetime | None, typer.Option(formats=_TIMES, help="Only events at or after this time, UTC.")
+    datetime | None, typer.Option(parser=moment, help=f"Only events at or after it: {_WHEN}")
 ]
 Until = Annotated[
-    datetime | None, typer.Option(formats=_TIMES, help="Only events before this time, UTC.")
+    datetime | None, typer.Option(parser=moment, help=f"Only events before it: {_WHEN}")
 ]
 
 
@@ -46,52 +50,50 @@ def list_events(
     actor: Annotated[str, typer.Option(help="Only events of this key, by its id.")] = "",
     tenant: Annotated[str, typer.Option(help="Only events of this tenant.")] = "",
     rpc: Annotated[
-        str, typer.Option(help="Only this RPC; with a / or . at its end all that start so.")
+        str,
+        typer.Option(
+            help="Only this RPC, as in auth.KeyService/RevokeKey; auth.KeyService/ is a whole "
+            "service, auth is all of auth's."
+        ),
     ] = "",
     outcome: Annotated[str, typer.Option(help="Only this outcome, as in PERMISSION_DENIED.")] = "",
     kind: Annotated[KindName | None, typer.Option(help="Only this kind of event.")] = None,
     request: Annotated[str, typer.Option(help="Only events of this request, by its id.")] = "",
+    page: Annotated[str, typer.Option(help="Go on where an earlier list ended.")] = "",
     limit: Annotated[int, typer.Option(help="How many events to show.", min=1, max=100_000)] = 100,
-    changes: Annotated[bool, typer.Option("--changes", help="Show before and after.")] = False,
+    changes: Annotated[bool, typer.Option("--changes", help="Show what changed.")] = False,
     address: Address = DEFAULT_ADDRESS,
     key: Key = None,
 ) -> None:
     """List events, newest first."""
-    from itertools import islice
-
     from infermesh.auth.v1 import audit_service_pb2 as pb
     from services.cli.client import connect
     from services.cli.tables import show
 
     asked = pb.ListAuditEventsRequest(
-        page_size=min(limit, 1000),
+        page_size=min(limit, _MAX_PAGE),
+        page_token=page,
         key_id=actor,
         tenant=tenant,
-        rpc=rpc,
-        outcome=outcome,
+        rpc=full_path(rpc),
+        outcome=outcome.upper(),
         kind=pb.AuditKind.Value(f"AUDIT_KIND_{kind.name if kind else 'UNSPECIFIED'}"),
         request_id=request,
     )
     _set_times(asked, since, until)
+    found: list[pb.AuditEvent] = []
+    rest = ""
     with connect(address, key) as mesh:
-        found = list(islice(_events(mesh, asked), limit))
-    columns = ["number", "time (UTC)", "kind", "who", "from", "rpc", "resource", "outcome"]
-    rows = [
-        (
-            str(each.sequence),
-            f"{each.time.ToDatetime():%Y-%m-%d %H:%M:%S.%f}",
-            pb.AuditKind.Name(each.kind).removeprefix("AUDIT_KIND_").lower(),
-            " ".join(filter(None, (each.key_id, each.tenant, each.role)))
-            or (f"{each.presented}…" if each.presented else ""),
-            each.source,
-            each.rpc.removeprefix("/infermesh."),
-            f"{each.count} denials" if each.count > 1 else each.resource,
-            each.outcome,
-            *((each.before, each.after) if changes else ()),
-        )
-        for each in found
-    ]
-    show("Audit events", [*columns, *(("before", "after") if changes else ())], rows)
+        for events, token in _pages(mesh, asked):
+            found += events
+            rest = token
+            if len(found) >= limit:
+                break
+            asked.page_size = min(limit - len(found), _MAX_PAGE)
+    rows = [row(each) + ((changes_of(each),) if changes else ()) for each in found]
+    show("Audit events", [*COLUMNS, *(("detail",) if changes else ())], rows)
+    if rest:
+        typer.echo(f"There is more: --page {rest}", err=True)
 
 
 @app.command()
@@ -160,11 +162,19 @@ def export(
 
 
 def _events(mesh: "Mesh", asked: "pb.ListAuditEventsRequest") -> "Iterator[pb.AuditEvent]":
+    for events, _ in _pages(mesh, asked):
+        yield from events
+
+
+def _pages(
+    mesh: "Mesh", asked: "pb.ListAuditEventsRequest"
+) -> "Iterator[tuple[Sequence[pb.AuditEvent], str]]":
+    """Yields pages, each with the token of the next; the last one's is empty."""
     from services.cli.client import TIMEOUT_S
 
     while True:
         page = mesh.audit.ListAuditEvents(asked, metadata=mesh.metadata, timeout=TIMEOUT_S)
-        yield from page.events
+        yield page.events, page.next_page_token
         if not page.next_page_token:
             return
         asked.page_token = page.next_page_token

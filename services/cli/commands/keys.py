@@ -6,6 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.cli.durations import seconds_of
+from services.cli.guardrails import (
+    BlockedPatterns,
+    MaxPromptChars,
+    Redactions,
+    facts,
+    keep_others,
+    set_guardrails,
+)
 from services.cli.options import DEFAULT_ADDRESS, Address, Key
 
 if TYPE_CHECKING:
@@ -59,6 +67,9 @@ def create(
     network: Networks = None,
     cors_origin: Origins = None,
     label: Labels = None,
+    max_prompt_chars: MaxPromptChars = None,
+    block: BlockedPatterns = None,
+    redact: Redactions = None,
     address: Address = DEFAULT_ADDRESS,
     key: Key = None,
 ) -> None:
@@ -74,6 +85,7 @@ def create(
         project=project,
         rules=_rules(allow_model, deny_model, network, cors_origin, label),
     )
+    set_guardrails(request.rules, max_prompt_chars, block, redact)
     if expires is not None:
         request.ttl.FromSeconds(seconds_of(expires))
     with connect(address, key) as mesh:
@@ -133,7 +145,8 @@ def _day(key: "key_service_pb2.Key", field: str) -> str:
 
 def _bound(rules: "key_service_pb2.KeyRules") -> str:
     denied = (f"not {pattern}" for pattern in rules.denied_models)
-    return ", ".join([*rules.allowed_models, *denied, *rules.networks])
+    guarded = ["guardrails"] if rules.HasField("guardrails") else []
+    return ", ".join([*rules.allowed_models, *denied, *rules.networks, *guarded])
 
 
 def _rules(
@@ -175,7 +188,7 @@ def show(
     with connect(address, key) as mesh:
         found = mesh.keys.GetKey(request, metadata=mesh.metadata, timeout=TIMEOUT_S)
     rules = found.rules
-    facts = [
+    known = [
         ("name", found.display_name),
         ("role", access_pb2.Role.Name(found.role).removeprefix("ROLE_").lower()),
         ("tenant", found.tenant),
@@ -192,8 +205,9 @@ def show(
         ("networks", ", ".join(rules.networks)),
         ("origins", ", ".join(rules.cors_origins)),
         ("labels", ", ".join(f"{name}={value}" for name, value in sorted(rules.labels.items()))),
+        *facts(rules),
     ]
-    show_table(key_id, ("what", "detail"), [(name, value) for name, value in facts if value])
+    show_table(key_id, ("what", "detail"), [(name, value) for name, value in known if value])
 
 
 @app.command()
@@ -206,6 +220,9 @@ def update(
     network: Networks = None,
     cors_origin: Origins = None,
     label: Labels = None,
+    max_prompt_chars: MaxPromptChars = None,
+    block: BlockedPatterns = None,
+    redact: Redactions = None,
     free: Annotated[
         bool, typer.Option("--free", help="Take all rules and labels away that are not named here.")
     ] = False,
@@ -218,6 +235,7 @@ def update(
     from services.cli.client import TIMEOUT_S, connect
 
     wanted = _rules(allow_model, deny_model, network, cors_origin, label)
+    set_guardrails(wanted, max_prompt_chars, block, redact)
     request = key_service_pb2.UpdateKeyRequest(key_id=key_id, display_name=name)
     if role is not None:
         request.role = access_pb2.Role.Value(f"ROLE_{role.name}")
@@ -227,9 +245,7 @@ def update(
             if not free:
                 asked = key_service_pb2.GetKeyRequest(key_id=key_id)
                 old = mesh.keys.GetKey(asked, metadata=mesh.metadata, timeout=TIMEOUT_S).rules
-                for field, _ in wanted.ListFields():
-                    old.ClearField(field.name)  # type: ignore[arg-type]
-                request.rules.MergeFrom(old)
+                request.rules.CopyFrom(keep_others(wanted, old))
         changed = mesh.keys.UpdateKey(request, metadata=mesh.metadata, timeout=TIMEOUT_S)
     typer.echo(f"{changed.key_id} ({changed.display_name}) is changed.")
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.options import STATE_DIR, StateDir, fail, find_key
+from services.cli.options import CA_SETTING, STATE_DIR, StateDir, fail, find_key
 
 _DEFAULT_PORT = 17121
 _ENGINE_PORT = 17221
@@ -42,7 +42,12 @@ class EngineName(StrEnum):
 
 
 def node(
-    join: Annotated[str, typer.Option(help="The mesh to join: host and port of its front door.")],
+    join: Annotated[
+        str,
+        typer.Option(
+            help="The mesh to join: host and port of its front door; https://host:port for TLS."
+        ),
+    ],
     url: Annotated[
         str, typer.Option(help="The engine's HTTP address. Not with --model-file or --serve.")
     ] = "",
@@ -130,6 +135,25 @@ def node(
     token_file: Annotated[
         Path | None, typer.Option(help="A file with the join token.", exists=True, dir_okay=False)
     ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar=CA_SETTING,
+            help="With https: a PEM file with whom to trust. Default: whom the system trusts.",
+            exists=True,
+            dir_okay=False,
+            resolve_path=True,
+        ),
+    ] = None,
+    certificate: Annotated[
+        bool | None,
+        typer.Option(
+            "--certificate/--no-certificate",
+            help="Get a certificate from the mesh and be called over TLS only. Default: with "
+            "https. Without it the mesh calls this node in plain text.",
+            show_default=False,
+        ),
+    ] = None,
     state_dir: StateDir = STATE_DIR,
 ) -> None:
     """Join a mesh with an engine on this machine, and stay until Ctrl-C.
@@ -141,9 +165,20 @@ def node(
     token = (token or "").strip()
     # A key that was given outright counts; the mesh's own key file only where nothing else does.
     node_key = key or ("" if token else find_key(None, "node.key"))
+    # Takes a moment, which other commands' help saves.
+    from services.kit.channels import split_address
+
     labels, prices = _labels(label or []), _prices(price or [])
     dialect, url, run_model = _engine(engine, url, model_file, serve)
-    listen, advertise = addresses(listen, advertise, join)
+    target, is_tls = split_address(join)
+    certificate = is_tls if certificate is None else certificate
+    if certificate and key:
+        raise typer.BadParameter(
+            "A certificate is for one node, as a join token's key is: give --token instead, or "
+            "--no-certificate.",
+            param_hint="--key",
+        )
+    listen, advertise = addresses(listen, advertise, target)
     # Beside the mesh's own parts, which have folders in the state folder too.
     folder = (state_dir / "nodes" / node_id).absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -162,6 +197,8 @@ def node(
         "LISTEN": listen,
         "ADVERTISE": advertise,
         "STATE_DIR": str(folder),
+        **({"MESH_CA": str(ca)} if ca else {}),
+        **({"TLS_DIR": str(folder / "tls"), "NODE_CERTIFICATE": "true"} if certificate else {}),
     }
     environment = os.environ | {f"INFERMESH_{k}": v for k, v in settings.items()}
     # An answer that flows is worth waiting for; whoever cannot wait says so.

@@ -1,6 +1,8 @@
 """`infermesh up`: the whole mesh on this machine."""
 
 import ipaddress
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +23,15 @@ def _ip_address(host: str) -> str:
         ) from None
 
 
+def _origins(said: list[str] | None) -> list[str]:
+    from services.cli import cors
+
+    try:
+        return list(cors.origins(said or (), os.environ))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def up(
     host: Annotated[
         str, typer.Option(help="The IP address of the front door.", callback=_ip_address)
@@ -33,6 +44,45 @@ def up(
         ),
     ] = 17000,
     nodes: Annotated[int, typer.Option(help="Nodes that serve the chat model.", min=1, max=18)] = 2,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An origin whose web pages may call the mesh, or `*`; repeat for more. "
+            "Default: INFERMESH_CORS_ORIGINS, else none.",
+            callback=_origins,
+        ),
+    ] = None,
+    tls: Annotated[
+        bool,
+        typer.Option("--tls", help="Speak TLS at the front door and between all parts."),
+    ] = False,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            help="The front door's own certificate chain, a PEM file; it then speaks TLS.",
+            envvar="INFERMESH_TLS_CERT",
+            exists=True,
+            dir_okay=False,
+            resolve_path=True,
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="That certificate's private key, a PEM file.",
+            envvar="INFERMESH_TLS_KEY",
+            exists=True,
+            dir_okay=False,
+            resolve_path=True,
+        ),
+    ] = None,
+    tls_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --tls alone: a name or address by which others reach this machine. "
+            "Repeatable."
+        ),
+    ] = None,
     state_dir: StateDir = STATE_DIR,
 ) -> None:
     """Start the whole mesh here and stay until Ctrl-C."""
@@ -40,12 +90,14 @@ def up(
     from services.cli.fetching import fetch_with_progress
     from services.cli.lock import AlreadyRunningError, hold
 
+    if (tls_cert is None) != (tls_key is None):
+        raise typer.BadParameter("Give both of them.", param_hint="--tls-cert/--tls-key")
     folder = state_dir.absolute()
     try:
         with hold(folder):
             fetch_with_progress(models.default_folder())
 
-            from services.cli import running, stack
+            from services.cli import running, stack, stack_tls
 
             options = stack.Options(
                 state_dir=folder,
@@ -54,6 +106,8 @@ def up(
                 port=port,
                 base_port=base_port,
                 chat_nodes=nodes,
+                cors_origins=tuple(cors_origin or ()),
+                tls=stack_tls.TlsOptions(tls, tls_cert, tls_key, tuple(tls_host or ())),
             )
             running.run(options, shown_state_dir=state_dir)
     except AlreadyRunningError as error:

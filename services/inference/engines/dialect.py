@@ -1,4 +1,10 @@
-"""What the proxy needs to know of an engine's dialect."""
+"""What the proxy needs to know of an engine's dialect.
+
+Tokens are counted in two ways: `Engine.count_tokens` counts a bare text, `Engine.count_prompt` the
+prompt of a chat as the model reads it, template and tools included. Whatever counts the prompts of
+callers (Anthropic's `count_tokens`, the typed `CountTokens`) asks the second through
+`services.inference.prompt_counter`.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -156,12 +162,15 @@ class Engine(Protocol):
         ends_with_done: Whether a stream that ends without `[DONE]` has failed.
         headers: What every request to the engine carries.
         probe_interval_s: The fewest seconds between two probes of an engine that is up.
+        continuation: The fields with which it goes on with a last message that is the assistant's,
+            where its answer has what follows; None where it cannot.
     """
 
     name: str
     ends_with_done: bool
     headers: Mapping[str, str]
     probe_interval_s: float
+    continuation: Mapping[str, Any] | None
 
     def plan(self, request: OpenAIRequest) -> Plan:
         """Says how to put a request to the engine.
@@ -207,6 +216,35 @@ class Engine(Protocol):
         Raises:
             EngineConnectionError: It does not answer.
             EngineTimeoutError: It does not answer in time.
+        """
+        ...
+
+    async def count_prompt(self, client: EngineClient, request: OpenAIRequest) -> int | None:
+        """Returns how many tokens a chat's prompt has, template, tools and special tokens included.
+
+        Args:
+            client: Connections to the engine.
+            request: A chat; its model is the one that would answer.
+
+        Returns:
+            The tokens, or None where the engine has no way to say.
+
+        Raises:
+            MeshError: The engine refuses the chat.
+            EngineConnectionError: It does not answer.
+            EngineTimeoutError: It does not answer in time.
+        """
+        ...
+
+    def thinking(self, model: str, budget: int | None) -> dict[str, Any] | None:
+        """Returns the fields that say how much a model thinks before it answers.
+
+        Args:
+            model: The model that answers.
+            budget: The most tokens to think; 0 for not at all; None leaves it to the model.
+
+        Returns:
+            The fields, or None where the engine cannot keep to that.
         """
         ...
 

@@ -11,6 +11,8 @@ What is particular about it:
 """
 
 import asyncio
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -29,7 +31,7 @@ from services.inference.engines.dialect import (
 )
 from services.inference.engines.metrics_page import MetricsPage, metrics_pattern
 from services.inference.engines.pages import get, get_json
-from services.inference.engines.standard import Standard, listed, makes_vectors, tokenized
+from services.inference.engines.standard import Standard, asked, listed, makes_vectors, tokenized
 from services.inference.http_client import EngineClient
 from services.inference.requests import OpenAIRequest, with_fields
 
@@ -51,6 +53,9 @@ class LlamaCpp(Standard):
     _capacity: int | None = None
     # Off in some builds: then what the slots hold is not asked again.
     _has_slots_page = True
+    # Whether the template can make the model think; None is unknown.
+    _can_think: bool | None = None
+    continuation: Mapping[str, Any] | None = MappingProxyType({})
 
     def plan(self, request: OpenAIRequest) -> Plan:
         """Asks for a stream with progress, and with usage where it takes asking."""
@@ -103,6 +108,24 @@ class LlamaCpp(Standard):
         """Asks `/tokenize`, special tokens included."""
         return await tokenized(client, {"content": text, "add_special": True})
 
+    async def count_prompt(self, client: EngineClient, request: OpenAIRequest) -> int | None:
+        """Has `/apply-template` write the prompt, and `/tokenize` cut it."""
+        prompt = await asked(client, "/apply-template", request.fields)
+        if prompt is None or not isinstance(text := prompt.get("prompt"), str):
+            return None
+        return await tokenized(
+            client, {"content": text, "add_special": True, "parse_special": True}
+        )
+
+    def thinking(self, model: str, budget: int | None) -> dict[str, Any] | None:
+        """Turns it on and off in the template; the sampler ends it at the budget."""
+        if self._can_think is False:
+            return {} if budget == 0 else None
+        fields: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": budget != 0}}
+        if budget:
+            fields["thinking_budget_tokens"] = budget
+        return fields
+
     async def describe(self, client: EngineClient) -> Description:
         """Asks `/v1/models` and `/props`, and tries to embed."""
         entries = listed(await get_json(client, "/v1/models"))
@@ -112,6 +135,7 @@ class LlamaCpp(Standard):
         context = count_of(settings.get("n_ctx")) if isinstance(settings, dict) else None
         self._capacity = context * self._slots if context and self._slots else None
         self._has_slots_page = True
+        self._can_think = _thinks(props.get("chat_template"))
         # It serves vectors or chats, never both.
         is_embedding = bool(entries) and await makes_vectors(client, entries[0]["id"])
         models = [
@@ -170,6 +194,13 @@ class LlamaCpp(Standard):
         if not slots or len(known) < len(held):
             return None
         return share_of(min(sum(known) / self._capacity, 1.0))
+
+
+def _thinks(template: object) -> bool | None:
+    """Returns whether a chat template knows of thinking: its switch, or the words around it."""
+    if not isinstance(template, str):
+        return None
+    return any(word in template for word in ("enable_thinking", "thinking", "reasoning"))
 
 
 def _model(

@@ -71,6 +71,10 @@ class Ollama(Standard):
             translator=lambda: GenerateLines(request.model),
         )
 
+    def thinking(self, model: str, budget: int | None) -> dict[str, Any] | None:
+        """Turns it on and off; Ollama has no budget for it."""
+        return None if budget else {"think": budget is None}
+
     def embedding(self, model: str, text: str) -> tuple[str, bytes]:
         """Asks for a refusal where the text is too long, instead of the vector of its start."""
         return "/api/embed", orjson.dumps({"model": model, "input": text, "truncate": False})

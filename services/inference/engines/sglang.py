@@ -8,6 +8,8 @@ What is particular about it:
 * An error that is not in a stream stands at the top of the body, not under `error`.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -44,8 +46,13 @@ class SgLang(Standard):
     """The dialect of SGLang's server."""
 
     name = "sglang"
+    continuation: Mapping[str, Any] | None = MappingProxyType({"continue_final_message": True})
     _slots: int | None = None
     _capacity: int | None = None
+
+    def thinking(self, model: str, budget: int | None) -> dict[str, Any] | None:
+        """Turns it on and off in the template; a budget would be no more than a hint."""
+        return None if budget else {"chat_template_kwargs": {"enable_thinking": budget is None}}
 
     async def count_tokens(self, client: EngineClient, model: str, text: str) -> int | None:
         """Asks `/tokenize`, which older versions lack."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from services.inference import errors
 from services.inference.engines import features
 from services.inference.engines.dialect import (
     EngineModel,
@@ -36,6 +37,7 @@ class Standard:
     probe_interval_s = 0.0
     # Whether whole answers are asked for as streams too, which hanging up always stops.
     folds = False
+    continuation: Mapping[str, Any] | None = None
 
     def __init__(self, options: EngineOptions | None = None) -> None:
         self._options = options or EngineOptions()
@@ -93,6 +95,14 @@ class Standard:
     async def count_tokens(self, client: EngineClient, model: str, text: str) -> int | None:
         """Says nothing: OpenAI's HTTP has no tokenizer."""
         return None
+
+    async def count_prompt(self, client: EngineClient, request: OpenAIRequest) -> int | None:
+        """Says nothing: OpenAI's HTTP has no tokenizer."""
+        return None
+
+    def thinking(self, model: str, budget: int | None) -> dict[str, Any] | None:
+        """Leaves it to the model, if at all: OpenAI's HTTP bounds no thinking."""
+        return {} if budget is None else None
 
     def _remember(self, models: list[EngineModel]) -> tuple[EngineModel, ...]:
         """Keeps what is known of the models, and returns those that are to be served.
@@ -156,3 +166,28 @@ async def tokenized(
     except (orjson.JSONDecodeError, LookupError, TypeError):
         return None
     return len(tokens) if isinstance(tokens, list) else None
+
+
+async def asked(
+    client: EngineClient, path: str, fields: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Returns what an engine's page says of a request; None where the engine has no such page.
+
+    Raises:
+        MeshError: The engine refuses the request, or answers with something else.
+        EngineConnectionError: The engine does not answer.
+        EngineTimeoutError: The engine does not answer in time.
+    """
+    with await client.post(path, orjson.dumps(fields)) as exchange:
+        answer = await exchange.read_all()
+    if exchange.status in (404, 405, 501):
+        return None
+    if exchange.status != 200:
+        raise errors.from_response(exchange.status, answer)
+    try:
+        said = orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        said = None
+    if not isinstance(said, dict):
+        raise errors.failed(f"The engine's {path} cannot be read.")
+    return said

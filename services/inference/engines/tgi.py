@@ -34,7 +34,10 @@ from services.inference.requests import OpenAIRequest
 _NAME = "Text Generation Inference"
 _PATTERN = metrics_pattern("tgi_queue_size", "tgi_batch_current_size", "tgi_request_count")
 _IMPOSSIBLE = frozenset(
-    {"logit_bias", "suffix", "echo", "functions", "function_call", "audio", "web_search_options"}
+    {
+        *("logit_bias", "suffix", "echo", "functions", "function_call", "audio"),
+        *("web_search_options", "top_k"),
+    }
 )
 _SAMPLING = ("temperature", "frequency_penalty", "repetition_penalty", "seed")
 
@@ -103,6 +106,10 @@ class Tgi(Standard):
             hides_usage=not request.wants_usage,
             translator=lambda: GenerateEvents(request.model),
         )
+
+    def thinking(self, model: str, budget: int | None) -> dict[str, Any] | None:
+        """Has no word for it."""
+        return {} if budget == 0 else None
 
     async def describe(self, client: EngineClient) -> Description:
         """Asks `/info`."""

@@ -8,6 +8,8 @@ What is particular about it:
 * LoRA adapters stand in the list of models with the base model as `parent`.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from services.inference.engines.dialect import (
@@ -20,8 +22,9 @@ from services.inference.engines.dialect import (
 )
 from services.inference.engines.metrics_page import MetricsPage, metrics_pattern
 from services.inference.engines.pages import get, get_json
-from services.inference.engines.standard import Standard, listed, makes_vectors, tokenized
+from services.inference.engines.standard import Standard, asked, listed, makes_vectors, tokenized
 from services.inference.http_client import EngineClient
+from services.inference.requests import OpenAIRequest
 
 _PATTERN = metrics_pattern(
     "vllm:num_requests_running",
@@ -36,12 +39,20 @@ _PATTERN = metrics_pattern(
     "process_start_time_seconds",
 )
 _FINGERPRINT = b',"system_fingerprint":'
+# What of a chat makes its prompt.
+_PROMPT_FIELDS = (
+    *("messages", "tools", "chat_template", "chat_template_kwargs"),
+    *("add_generation_prompt", "continue_final_message"),
+)
 
 
 class Vllm(Standard):
     """The dialect of vLLM's server."""
 
     name = "vllm"
+    continuation: Mapping[str, Any] | None = MappingProxyType(
+        {"continue_final_message": True, "add_generation_prompt": False}
+    )
 
     def restore(self, last: bytes, usage: bytes) -> bytes:
         """Moves `system_fingerprint` back to the last event of the answer."""
@@ -54,6 +65,20 @@ class Vllm(Standard):
     async def count_tokens(self, client: EngineClient, model: str, text: str) -> int | None:
         """Asks `/tokenize`."""
         return await tokenized(client, {"model": model, "prompt": text})
+
+    async def count_prompt(self, client: EngineClient, request: OpenAIRequest) -> int | None:
+        """Asks `/tokenize`, which takes chats too."""
+        fields = {name: request.fields[name] for name in _PROMPT_FIELDS if name in request.fields}
+        said = await asked(client, "/tokenize", {**fields, "model": request.model})
+        return None if said is None else count_of(said.get("count"))
+
+    def thinking(self, model: str, budget: int | None) -> dict[str, Any] | None:
+        """Turns it on and off in the template; a budget that the server is not set up for it
+        refuses."""
+        fields: dict[str, Any] = {"chat_template_kwargs": {"enable_thinking": budget != 0}}
+        if budget:
+            fields["thinking_token_budget"] = budget
+        return fields
 
     async def describe(self, client: EngineClient) -> Description:
         """Asks `/v1/models` and `/version`, and tries to embed."""

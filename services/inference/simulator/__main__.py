@@ -49,6 +49,9 @@ def main() -> None:
     parser.add_argument(
         "--embeddings", action="store_true", help="Serve vectors instead of answers."
     )
+    parser.add_argument(
+        "--stamped", action="store_true", help="Let chunks say when they left, not words."
+    )
     for name, text in _HELP.items():
         default = getattr(_DEFAULTS, name)
         flag = "--" + name.replace("_", "-")
@@ -60,6 +63,7 @@ def main() -> None:
             adapters=tuple(arguments["adapter"]),
             by_priority=arguments["scheduling_policy"] == "priority",
             embeds=arguments["embeddings"],
+            is_stamped=arguments["stamped"],
             **{name: arguments[name] for name in _HELP},
         )
     except ValueError as error:

@@ -4,6 +4,7 @@ A word is a token of exactly four characters, so that an answer that comes back 
 prompt has as many tokens there as it had here.
 """
 
+import time
 from functools import lru_cache
 from http import HTTPStatus
 
@@ -69,15 +70,19 @@ class Answers:
         model: The name that they carry.
         longest: The tokens of an answer that nobody limits; such an answer ends with `stop`.
         is_chat: Whether they are chats', else completions'.
+        is_stamped: Whether streams carry times for words, see `EngineOptions`.
 
     Attributes:
         model: The name that they carry.
         begin: What a stream says before its first token.
     """
 
-    def __init__(self, model: str, longest: int, *, is_chat: bool) -> None:
+    def __init__(
+        self, model: str, longest: int, *, is_chat: bool, is_stamped: bool = False
+    ) -> None:
         self.model = model
         self._is_chat = is_chat
+        self._is_stamped = is_stamped
         self._longest = longest
         self._base = {
             "id": "chatcmpl-simulated" if is_chat else "cmpl-simulated",
@@ -95,6 +100,9 @@ class Answers:
 
     def piece(self, start: int, end: int) -> bytes:
         """Returns the event that carries the tokens from `start` up to `end`."""
+        if self._is_stamped:
+            stamp = b" %d" % (time.monotonic_ns() // 1000)
+            return framed(self._before + stamp + self._after)
         if end == start + 1:
             return self._pieces[start]
         return framed(self._before + b"".join(self._words[start:end]) + self._after)

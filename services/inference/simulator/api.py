@@ -11,7 +11,7 @@ from services.inference.simulator.engine import Engine
 from services.inference.simulator.exposition import metrics
 from services.inference.simulator.faults import Share, faults_of
 from services.inference.simulator.options import MAX_ADAPTERS, EngineOptions
-from services.inference.simulator.prompt import RequestError, tokens_of
+from services.inference.simulator.prompt import RequestError, chat_text, tokens_of
 from services.inference.simulator.timers import Timers
 from services.inference.simulator.vectors import packed, vector
 
@@ -67,7 +67,9 @@ class Api:
         found = self._answers.get((name, is_chat))
         if found is None:
             self.check_model(name)
-            found = Answers(name, options.answer_tokens, is_chat=is_chat)
+            found = Answers(
+                name, options.answer_tokens, is_chat=is_chat, is_stamped=options.is_stamped
+            )
             self._answers[name, is_chat] = found
         return found
 
@@ -141,7 +143,9 @@ class Api:
         return _json({"object": "list", "data": data})
 
     def _tokenize(self, body: bytes) -> bytes:
-        count = tokens_of(str(parsed(body).get("prompt") or ""))
+        request = parsed(body)
+        text = chat_text(request) if "messages" in request else str(request.get("prompt") or "")
+        count = tokens_of(text)
         longest = self.engine.options.longest
         return _json({"count": count, "max_model_len": longest, "tokens": list(range(count))})
 

@@ -28,6 +28,8 @@ class EngineOptions:
         by_priority: Whether the queue goes by the request's `priority`, lower first.
         embeds: Whether it serves vectors and no answers, as servers do whose model is for that.
         dimensions: The length of embedding vectors.
+        is_stamped: Whether a stream's chunks say when they left, in microseconds of the system's
+            monotonic clock, instead of words.
     """
 
     model: str = "sim"
@@ -46,6 +48,7 @@ class EngineOptions:
     by_priority: bool = False
     embeds: bool = False
     dimensions: int = 384
+    is_stamped: bool = False
 
     def __post_init__(self) -> None:
         """Checks the ranges.

@@ -18,8 +18,9 @@ class Method(NamedTuple):
 
     Attributes:
         act: The handler itself.
-        is_plain: Whether it is a plain function that returns the only answer, or a future of it. A
-            future is waited for without a task, and its call has no deadline: it must end by itself.
+        is_plain: Whether it is a plain function that returns the only answer, or a future of
+            it. A future is waited for without a task, and its call has no deadline: it must end by
+            itself.
         takes_stream: Whether it takes a stream of messages.
         gives_stream: Whether it answers with one.
         parse: Makes a request of bytes; None where handlers take bytes.

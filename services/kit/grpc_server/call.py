@@ -106,7 +106,8 @@ class Call(Answer):
             request = message if method.parse is None else method.parse(message)
         except Exception as error:
             log.debug("a request does not parse", extra={"error": str(error)})
-            self.refuse(grpc.StatusCode.INTERNAL, "The request does not parse.")
+            # Not INTERNAL, which gRPC's own servers say: Envoy would try every other node with it.
+            self.refuse(grpc.StatusCode.INVALID_ARGUMENT, "The request does not parse.")
             return
         self._start(method, request)
 

@@ -83,6 +83,8 @@ class Shared:
         leaving: Handlers that were cancelled and still clean up.
         broken: How many peers broke the protocol since this was last said in the log.
         last_break: What the last of them did.
+        turned_away: How many peers had a certificate that is not let in, since this was last said.
+        last_turned_away: Who the last of them was.
     """
 
     def __init__(self, limits: Limits, max_message_bytes: int) -> None:
@@ -93,3 +95,5 @@ class Shared:
         self.leaving: set[asyncio.Task[Any]] = set()
         self.broken = 0
         self.last_break = ""
+        self.turned_away = 0
+        self.last_turned_away = ""

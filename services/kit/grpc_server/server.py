@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import inspect
 import logging
 import socket
@@ -17,11 +18,12 @@ from services.kit.grpc_server.call import Call
 from services.kit.grpc_server.connection import Connection
 from services.kit.grpc_server.limits import Limits, Shared
 from services.kit.grpc_server.request import Metadata, RequestReader
+from services.kit.grpc_server.tls_listener import BACKLOG, TlsConnection, TlsListener
 from services.kit.grpc_server.wire import MAX_FRAME_BYTES
+from services.kit.tls import ServerTls
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 1024
 # How long handlers that were cancelled may clean up, and what was sent last may take to go out.
 _LAST_S = 1.0
 
@@ -32,7 +34,7 @@ class _Details(NamedTuple):
 
 
 class GrpcServer(grpc.aio.Server):
-    """Serves gRPC without TLS.
+    """Serves gRPC, plainly or with TLS.
 
     A handler for one message and one answer may be a plain function: it is then called at once,
     with no task of its own, and must not wait for anything.
@@ -53,7 +55,8 @@ class GrpcServer(grpc.aio.Server):
         self._generic: list[grpc.GenericRpcHandler] = []
         self._methods: dict[bytes, Method] = {}
         self._sockets: list[socket.socket] = []
-        self._listeners: list[asyncio.AbstractServer] = []
+        self._tls: list[TlsListener] = []
+        self._listeners: list[asyncio.AbstractServer | TlsListener] = []
         self._connections: set[Connection] = set()
         self._hosts: Counter[str] = Counter()
         self._idle = asyncio.Event()
@@ -91,16 +94,44 @@ class GrpcServer(grpc.aio.Server):
         name = sock.getsockname()
         return int(name[1]) if isinstance(name, tuple) else 0
 
+    def add_tls_port(self, address: str, tls: ServerTls) -> int:
+        """Binds `host:port` for peers with a certificate; calls are taken from `start` on.
+
+        Returns:
+            The port, which the system chooses for port 0.
+
+        Raises:
+            RuntimeError: The address cannot be bound.
+        """
+        port = self.add_insecure_port(address)
+        make = functools.partial(
+            TlsConnection,
+            self._dispatch,
+            self._opened,
+            self._closed,
+            self._shared,
+            allowed=tls.allowed,
+        )
+        self._tls.append(TlsListener(self._sockets.pop(), tls.folder, make))
+        return port
+
     def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
-        """Raises `NotImplementedError`: nothing here speaks TLS."""
+        """Raises `NotImplementedError`: see `add_tls_port`."""
         raise NotImplementedError
 
     async def start(self) -> None:
-        """Takes calls from now on."""
+        """Takes calls from now on.
+
+        Raises:
+            OSError: The TLS files cannot be read.
+        """
         loop = asyncio.get_running_loop()
+        for listener in self._tls:
+            await listener.start()
+            self._listeners.append(listener)
         for sock in self._sockets:
             make = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-            self._listeners.append(await make(self._connection, sock=sock, backlog=_BACKLOG))
+            self._listeners.append(await make(self._connection, sock=sock, backlog=BACKLOG))
         self._checks = loop.call_later(self._shared.limits.check_s, self._check)
 
     async def stop(self, grace: float | None) -> None:
@@ -127,11 +158,17 @@ class GrpcServer(grpc.aio.Server):
 
     def _close_sockets(self) -> None:
         paths = [sock.getsockname() for sock in self._sockets if sock.family == socket.AF_UNIX]
-        for opened in self._listeners or self._sockets:
-            opened.close()
+        for listener in self._listeners:
+            listener.close()
+        if not self._listeners:  # it never started
+            for sock in self._sockets:
+                sock.close()
+            for tls in self._tls:
+                tls.close()
         for path in paths:
             Path(path).unlink(missing_ok=True)
         self._sockets.clear()
+        self._tls.clear()
         self._listeners.clear()
 
     async def _until_idle(self, timeout_s: float) -> None:
@@ -180,6 +217,12 @@ class GrpcServer(grpc.aio.Server):
                 extra={"connections": shared.broken, "error": shared.last_break},
             )
             shared.broken = 0
+        if shared.turned_away:
+            log.warning(
+                "peers were turned away",
+                extra={"audit": True, "peers": shared.turned_away, "last": shared.last_turned_away},
+            )
+            shared.turned_away = 0
 
     def _dispatch(
         self, connection: Connection, stream_id: int, headers: Sequence[tuple[bytes, bytes, bool]]

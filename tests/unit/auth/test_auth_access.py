@@ -2,12 +2,25 @@
 
 import re
 
+import grpc
 import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 from infermesh.access.v1 import access_pb2
 from services.auth import access, contracts, secret
-from unit.auth.auth_samples import GRPC_CHAT, LIST_KEYS, REST_CHAT
+from services.auth.keyring import Keyring
+from unit.auth.auth_samples import (
+    GRPC_CHAT,
+    HASH_SECRET,
+    LIST_KEYS,
+    REST_CHAT,
+    check_request,
+    grpc_headers,
+    make_decider,
+    make_key,
+    read_reply,
+    rest_headers,
+)
 
 SERVICES = contracts.services()
 TABLE = access.build_table(SERVICES)
@@ -20,16 +33,35 @@ OPERATOR = 1 << access_pb2.ROLE_OPERATOR
 AUDITOR = 1 << access_pb2.ROLE_AUDITOR
 ALL = USER | NODE | ADMIN | JOIN | OPERATOR | AUDITOR
 
-IDENTIFY = "/infermesh.inference.v1.IdentityService/Identify"
-"""What the registry alone calls, past Envoy."""
+RPCS = {f"/{s.full_name}/{m.name}": m for s in SERVICES for m in s.methods}
+INTERNAL = {path for path, rpc in RPCS.items() if rpc.GetOptions().Extensions[access_pb2.internal]}
+"""What services call directly, past Envoy."""
 
 
-@pytest.mark.parametrize("path", [f"/{s.full_name}/{m.name}" for s in SERVICES for m in s.methods])
-def test_every_rpc_of_the_mesh_declares_roles(path: str) -> None:
-    if path == IDENTIFY:
-        assert path not in TABLE
-    else:
-        assert TABLE[path].roles & ALL
+@pytest.mark.parametrize("path", RPCS)
+def test_every_rpc_of_the_mesh_declares_roles_or_that_it_is_internal(path: str) -> None:
+    declared = bool(RPCS[path].GetOptions().Extensions[access_pb2.allowed_roles])
+    assert declared != (path in INTERNAL)
+    assert bool(path in TABLE and TABLE[path].roles & ALL) == declared
+
+
+@pytest.mark.parametrize("path", sorted(INTERNAL))
+@pytest.mark.parametrize("role", sorted(access.ROLE_NAMES))
+def test_nobody_reaches_an_internal_rpc_through_the_front_door(path: str, role: int) -> None:
+    ring, plain = Keyring(HASH_SECRET), secret.make()
+    ring.apply([make_key(ring, role, plain)])
+    decider = make_decider(ring)
+    for headers in (grpc_headers(plain), rest_headers(plain, path)):
+        reply, _ = read_reply(decider.decide(check_request(path, headers)))
+        nowhere = check_request("/infermesh.nowhere.v1.Service/Call", headers)
+        # As for a path that does not exist: nobody learns that it does.
+        assert reply.status.code == grpc.StatusCode.NOT_FOUND.value[0]
+        assert reply.status == read_reply(decider.decide(nowhere))[0].status
+
+
+def test_there_are_internal_rpcs() -> None:
+    assert "/infermesh.inference.v1.IdentityService/Identify" in INTERNAL
+    assert "/infermesh.auth.v1.AuditService/RecordAuditEvents" in INTERNAL
 
 
 def test_a_join_token_opens_one_door_only() -> None:
@@ -67,6 +99,7 @@ def test_operators_run_the_mesh_and_hold_no_keys() -> None:
     services = {path.split("/")[1] for path in may if path.startswith("/infermesh.")}
     assert services == {
         "infermesh.metrics.v1.MetricsService",
+        "infermesh.metrics.v1.PriceService",
         "infermesh.registry.v1.ModelService",
         "infermesh.registry.v1.NodeService",
         "infermesh.routing.v1.PolicyService",
@@ -74,15 +107,19 @@ def test_operators_run_the_mesh_and_hold_no_keys() -> None:
         "infermesh.routing.v1.SplitService",
     }
     assert "/infermesh.registry.v1.NodeService/AttachNode" not in may
+    # What tokens cost is the business of those who keep the keys.
+    prices = {path.rpartition("/")[2] for path in may if ".PriceService/" in path}
+    assert prices == {"GetPrice", "ListPrices"}
+    partly = {"infermesh.registry.v1.NodeService", "infermesh.metrics.v1.PriceService"}
     for service in SERVICES:
-        if service.full_name in services - {"infermesh.registry.v1.NodeService"}:
+        if service.full_name in services - partly:
             assert all(f"/{service.full_name}/{m.name}" in may for m in service.methods)
 
 
 def test_auditors_read_everything_and_change_nothing() -> None:
     reads = re.compile(r"(Get|List|Verify|Export|Watch|Explain)")
     for path, found in TABLE.items():
-        if path.startswith("/infermesh.") and path != IDENTIFY:
+        if path.startswith("/infermesh."):
             name = path.rpartition("/")[2]
             assert bool(found.roles & AUDITOR) == bool(reads.match(name)), path
 

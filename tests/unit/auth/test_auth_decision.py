@@ -64,6 +64,17 @@ def test_a_typed_chat_passes(field: str) -> None:
     assert headers["x-mesh-model"] == "smollm2-135m"
 
 
+def test_services_are_told_of_a_project_that_is_not_the_default() -> None:
+    ring = make_ring()
+    key = make_key(ring, access_pb2.ROLE_USER)
+    values = {name: getattr(key, name) for name in Key.__slots__}
+    ring.apply([Key(**{**values, "project": "web"})])
+    request = check_request(REST_CHAT, rest_headers(USER), rest=MODEL)
+    reply, headers = read_reply(make_decider(ring).decide(request))
+    assert reply.status.code == 0
+    assert headers["x-mesh-project"] == "web"
+
+
 def test_a_call_that_names_no_model_gets_no_model_header() -> None:
     reply, headers = decide(LIST_KEYS, grpc_headers(ADMIN))
     assert reply.status.code == 0

@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 
 from infermesh.access.v1 import access_pb2
-from services.auth.follower import Follower
+from services.auth.follower import FollowedKeys, Follower
 from services.auth.keyring import Keyring
 from services.auth.memory_store import MemoryKeyStore
 from unit.auth.auth_samples import ADMIN, HASH_SECRET, NOW, USER, make_key, make_ring
@@ -46,27 +46,27 @@ async def test_a_load_forgets_what_is_gone() -> None:
 async def test_a_flood_of_changes_is_bounded_and_none_is_missed() -> None:
     ring = Keyring(HASH_SECRET)
     store = MemoryKeyStore()
-    follower = Follower("postgresql+asyncpg://u:p@127.0.0.1:1/d", store, ring)
+    follower = Follower("postgresql+asyncpg://u:p@127.0.0.1:1/d", [FollowedKeys(store, ring)])
     keys = [
         replace(make_key(ring, access_pb2.ROLE_USER), key_id=f"key_{n}", secret_hash=os.urandom(32))
         for n in range(1500)
     ]
     for key in keys:
         await store.put(key)
-        follower._on_notification(None, 0, "", key.key_id)
-    assert len(follower._pending) == 1000
+        follower._on_notification(None, 0, FollowedKeys.channel, key.key_id)
+    assert len(follower._pending[FollowedKeys.channel]) == 1000
     await follower._apply_pending()
     assert len(ring) == 1500
-    assert not follower._pending
+    assert not follower._pending[FollowedKeys.channel]
 
 
 async def test_single_changes_are_read_one_by_one() -> None:
     ring = Keyring(HASH_SECRET)
     store = MemoryKeyStore()
-    follower = Follower("postgresql+asyncpg://u:p@127.0.0.1:1/d", store, ring)
+    follower = Follower("postgresql+asyncpg://u:p@127.0.0.1:1/d", [FollowedKeys(store, ring)])
     await store.put(make_key(ring, access_pb2.ROLE_USER))
     await store.put(make_key(ring, access_pb2.ROLE_ADMIN))
-    follower._on_notification(None, 0, "", "key_user")
+    follower._on_notification(None, 0, FollowedKeys.channel, "key_user")
     await follower._apply_pending()
     assert key_id(ring, USER) == "key_user"
     assert key_id(ring, ADMIN) is None

@@ -76,7 +76,7 @@ def test_networks(networks: tuple[str, ...], yes: Sequence[str], no: Sequence[st
 
 
 def test_keys_share_bounds_and_most_have_none() -> None:
-    assert bounds_of(Rules(labels={"a": "b"}, cors_origins=("https://a",))) is None
+    assert bounds_of(Rules(labels={"a": "b"})) is None
     one, two = (bounds_of(Rules(allowed_models=("a",), labels={"n": n})) for n in "12")
     assert one is not None
     assert one is two

@@ -45,6 +45,18 @@ def test_an_answered_request() -> None:
     assert (event.operation, event.outcome) == (pb.OPERATION_EMBEDDING, pb.OUTCOME_OK)
     assert event.duration.ToMilliseconds() == 1
     assert not event.HasField("time_to_first_token")
+    assert (event.project, event.requested_model, event.reserved) == ("", "", False)
+
+
+def test_what_the_limits_of_a_caller_go_by() -> None:
+    spool = _Spool()
+    with Accounting(spool, _clock).account(
+        CALLER._replace(requested_model="asked", project="web", reserved=True)
+    ) as account:
+        account.set_model("answering")
+    assert (spool.begun[0].project, spool.begun[0].reserved) == ("web", True)
+    (event,) = spool.finished
+    assert (event.model, event.requested_model) == ("answering", "asked")
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ def test_typed_prompts_begin_after_the_model() -> None:
             (b"StreamChat", pb.StreamChatRequest(chat=request).SerializeToString()),
         )
     ]
-    assert cuts[0] == cuts[1]
+    # The message around it is three bytes more of the body.
+    assert cuts[0] | {"prompt_bytes": 0} == cuts[1] | {"prompt_bytes": 0}
     rest = request.SerializeToString()[2 + len("a-model") :]
     assert base64.b64decode(cuts[0]["text"]).startswith(rest[:4096])
     assert cuts[0]["size"] == len(rest)
@@ -116,10 +117,26 @@ def test_tools_and_fallbacks_at_either_end(after: int) -> None:
 
 def test_what_only_looks_like_tools_is_none() -> None:
     for text in ('"tools": [{', json.dumps({"tools": [{}], "fallback_models": ["a"]})):
-        assert told(chat(text)).keys() == {"text", "size"}
+        assert told(chat(text)).keys() == {"text", "size", "prompt_bytes"}
     assert "tools" not in told(chat("hi", tools=[]))
 
 
+def test_auth_is_told_how_long_the_body_is() -> None:
+    body = chat("é" * 5000)
+    assert told(body)["prompt_bytes"] == len(body)
+    assert told(b"{}")["prompt_bytes"] == 2
+    for path in (
+        b"/v1/embeddings",
+        b"/infermesh.embeddings.v1.EmbeddingsService/Embed",
+        b"/infermesh.inference.v1.InferenceService/Embed",
+    ):
+        assert told(body, path) == {"prompt_bytes": len(body)}
+
+
 def test_other_paths_are_left_alone() -> None:
-    assert told(chat("hi"), b"/v1/embeddings") == {}
-    assert told(chat("hi"), b"/v1/chat/completions?api-version=1").keys() == {"text", "size"}
+    assert told(chat("hi"), b"/v1/models") == {}
+    assert told(chat("hi"), b"/v1/chat/completions?api-version=1").keys() == {
+        "text",
+        "size",
+        "prompt_bytes",
+    }

@@ -58,7 +58,22 @@ def test_an_answer_in_full(spool):
     assert (event.prompt_tokens, event.completion_tokens) == (3, 2)
     assert not event.HasField("cached_tokens")
     assert event.HasField("time_to_first_token")
+    assert (event.project, event.requested_model, event.reserved) == ("", "", False)
     assert event.duration.ToNanoseconds() >= event.time_to_first_token.ToNanoseconds()
+
+
+def test_what_the_limits_of_a_caller_go_by(spool):
+    metadata = (
+        *METADATA,
+        ("x-mesh-requested-model", "alias"),
+        ("x-mesh-project", "web"),
+        ("x-mesh-reserved", "1"),
+    )
+    open_account(spool, metadata)
+    # What a node that dies leaves says it too.
+    event = usage_pb2.UsageEvent.FromString(spool.begun[0])
+    assert (event.model, event.requested_model) == ("m", "alias")
+    assert (event.project, event.reserved) == ("web", True)
 
 
 def test_the_first_end_counts(spool):

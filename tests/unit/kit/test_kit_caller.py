@@ -12,7 +12,7 @@ def test_the_caller_is_read_from_metadata() -> None:
         ("x-mesh-model", "m"),
         ("other-bin", b"\0"),
     ]
-    assert caller_of(metadata) == Caller("r", 2, "acme", "k", "m")
+    assert caller_of(metadata) == Caller("r", 2, "acme", "k", "m", requested_model="m")
 
 
 @pytest.mark.parametrize("metadata", [None, (), [("x-request-id", "")]])
@@ -21,7 +21,7 @@ def test_a_call_from_inside_gets_an_id_and_has_no_key(
 ) -> None:
     bare = caller_of(metadata)
     assert len(bare.request_id) == 36
-    assert bare[1:] == (1, "", "", "", (), None, "")
+    assert bare == Caller(bare.request_id, 1, "", "", "")
 
 
 def test_ids_and_attempts_are_bounded() -> None:
@@ -30,14 +30,22 @@ def test_ids_and_attempts_are_bounded() -> None:
         assert caller_of([("x-envoy-attempt-count", attempt)]).attempt == 1
 
 
+def test_what_auth_says_of_projects_and_limits():
+    caller = caller_of((("x-mesh-project", "web"), ("x-mesh-reserved", "1")))
+    assert (caller.project, caller.reserved) == ("web", True)
+
+
 def test_what_routing_says():
     caller = caller_of(
         (
+            ("x-mesh-model", "a"),
+            ("x-mesh-requested-model", "alias"),
             ("x-mesh-models", "a,b"),
             ("x-mesh-expected-cached", "0.25"),
             ("x-mesh-decision", '{"policy":"p"}'),
         )
     )
+    assert (caller.model, caller.requested_model) == ("a", "alias")
     assert caller.models == ("a", "b")
     assert caller.expected_cached == 0.25
     assert caller.decision == '{"policy":"p"}'

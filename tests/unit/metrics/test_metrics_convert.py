@@ -1,4 +1,5 @@
 import datetime as dt
+from decimal import Decimal
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -23,6 +24,9 @@ def _event(**changed: object) -> pb.UsageEvent:
 def test_an_event_comes_back_as_it_was() -> None:
     full = _event(
         tenant="acme",
+        project="web",
+        requested_model="alias",
+        reserved=True,
         key_id="k",
         model="m",
         node_id="n",
@@ -33,8 +37,22 @@ def test_an_event_comes_back_as_it_was() -> None:
         time_to_first_token=Duration(nanos=5000),
         duration=Duration(seconds=3, nanos=7000),
     )
-    for event in (full, _event()):
+    for event in (full, _event(model="m", requested_model="m", project="default")):
         assert convert.usage_to_proto(convert.usage_from_proto(event, 0)) == event
+
+
+def test_what_is_left_out_is_told_as_what_it_stands_for() -> None:
+    told = convert.usage_to_proto(convert.usage_from_proto(_event(model="m"), 0))
+    assert (told.project, told.requested_model) == ("default", "m")
+
+
+def test_a_cost_is_told_in_plain_digits_and_an_unknown_one_not_at_all() -> None:
+    usage = convert.usage_from_proto(_event(cost_usd="77"), 0)
+    assert usage.cost is None
+    assert not convert.usage_to_proto(usage).HasField("cost_usd")
+    told = convert.usage_to_proto(usage._replace(cost=Decimal("0.000000150000")))
+    assert told.cost_usd == "0.00000015"
+    assert convert.usage_to_proto(usage._replace(cost=Decimal("0E-12"))).cost_usd == "0"
 
 
 def test_unset_is_none_and_0_is_0() -> None:

@@ -1,7 +1,10 @@
+from decimal import Decimal
+
 import pytest
 from pydantic import ValidationError
 
-from services.metrics import exposition
+from infermesh.auth.v1 import limit_service_pb2 as limits
+from services.metrics import exposition, limiter_metrics
 from services.metrics.exposition import Exposition
 from services.metrics.settings import MetricsSettings
 from unit.metrics.test_metrics_usage import usage
@@ -62,6 +65,46 @@ def test_parts_are_up_or_not() -> None:
     lines = Exposition().text({"auth": True, "routing": False}).decode().splitlines()
     assert 'infermesh_part_up{part="auth"} 1.0' in lines
     assert 'infermesh_part_up{part="routing"} 0.0' in lines
+
+
+def test_costs_are_summed_as_far_as_they_are_known() -> None:
+    counted = Exposition()
+    counted.count([usage("a", cost=Decimal("0.25")), usage("b", cost=Decimal("0.5")), usage("c")])
+    lines = _lines(counted)
+    assert 'infermesh_cost_usd_total{model="m"} 0.75' in lines
+    assert 'infermesh_unpriced_requests_total{model="m"} 1.0' in lines
+
+
+def test_how_auth_limits_is_told_and_nothing_where_it_does_not_say() -> None:
+    status = limits.LimiterStatus(
+        mode=limits.LIMITER_MODE_LOCAL,
+        local_admitted_count=3,
+        unavailable_refused_count=2,
+        refused_counts={"tokens_per_day": 4},
+        alerts=[
+            limits.LimitAlert(
+                scope=limits.LimitScope(tenant="acme"), limit="usd_per_month", percent=80
+            )
+        ],
+    )
+    exposed = Exposition()
+    lines = [_sorted(line) for line in exposed.text({}, status).decode().splitlines()]
+    assert 'infermesh_limiter_mode{mode="local",part="auth"} 1.0' in lines
+    assert 'infermesh_limiter_mode{mode="redis",part="auth"} 0.0' in lines
+    assert "infermesh_limiter_local_admitted_total 3.0" in lines
+    assert "infermesh_limiter_unavailable_refused_total 2.0" in lines
+    assert 'infermesh_limiter_refused_total{limit="tokens_per_day"} 4.0' in lines
+    alert = 'key="",limit="usd_per_month",model="",project="",tenant="acme"'
+    assert f"infermesh_limit_alert{{{alert}}} 80.0" in lines
+    assert "infermesh_limit" not in exposed.text({}).decode()
+
+
+def test_alerts_are_bounded_and_the_fullest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limiter_metrics, "_MAX_ALERTS", 2)
+    alerts = [limits.LimitAlert(limit=f"l{n}", percent=n) for n in (50, 100, 80)]
+    text = Exposition().text({}, limits.LimiterStatus(alerts=alerts)).decode()
+    assert 'limit="l100"' in text and 'limit="l80"' in text
+    assert 'limit="l50"' not in text
 
 
 def test_parts_are_read_from_one_line() -> None:

@@ -1,10 +1,12 @@
 import datetime as dt
 from collections import Counter
+from decimal import Decimal
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.metrics.usage import (
+    OPERATION_EMBEDDING,
     Sums,
     Usage,
     changes,
@@ -58,8 +60,17 @@ def test_an_answer_stays_though_a_hedged_attempt_was_cancelled_after_it() -> Non
 
 def test_unknown_tokens_are_counted_and_not_summed() -> None:
     sums = sums_of(usage(outcome=5, prompt_tokens=None, completion_tokens=None))
-    assert sums == Sums(1, 1, 1, 0, 0, 0)
-    assert sums_of(usage(cached_tokens=2)) == Sums(1, 0, 0, 3, 4, 2)
+    assert sums == Sums(1, 1, 1, 1, 0, 0, 0, Decimal())
+    priced = usage(cached_tokens=2, cost=Decimal("0.5"))
+    assert sums_of(priced) == Sums(1, 0, 0, 0, 3, 4, 2, Decimal("0.5"))
+
+
+def test_embeddings_make_no_tokens_and_are_known_without_them() -> None:
+    embedding = usage(operation=OPERATION_EMBEDDING, completion_tokens=None)
+    assert embedding.tokens == 3
+    assert sums_of(embedding).unknown_count == 0
+    assert usage(completion_tokens=None).tokens is None
+    assert usage(operation=OPERATION_EMBEDDING, prompt_tokens=None).tokens is None
 
 
 def test_the_day_is_that_of_utc() -> None:
@@ -69,9 +80,11 @@ def test_the_day_is_that_of_utc() -> None:
 
 def test_an_attempt_that_takes_a_place_changes_the_sums_by_the_difference() -> None:
     lost = usage(outcome=5, prompt_tokens=None, completion_tokens=None)
-    again = usage(attempt=2)
-    assert list(changes([again], [lost]).values()) == [Sums(0, -1, -1, 3, 4, 0)]
-    assert changes([again], [usage()]) == {}
+    again = usage(attempt=2, cost=Decimal("0.25"))
+    assert list(changes([again], [lost]).values()) == [
+        Sums(0, -1, -1, -1, 3, 4, 0, Decimal("0.25"))
+    ]
+    assert changes([usage(attempt=2)], [usage()]) == {}
 
 
 _EVENTS = st.builds(
@@ -81,6 +94,8 @@ _EVENTS = st.builds(
     model=st.sampled_from(["m", "n"]),
     outcome=st.integers(1, 5),
     prompt_tokens=st.none() | st.integers(0, 9),
+    project=st.sampled_from(["default", "web"]),
+    cost=st.none() | st.decimals(0, 9, places=12),
 )
 
 

@@ -28,13 +28,47 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from infermesh.access.v1 import access_pb2 as infermesh_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%infermesh/auth/v1/audit_service.proto\x12\x11infermesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a infermesh/access/v1/access.proto\"\xd7\x02\n\nAuditEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0c\n\x04hash\x18\x02 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x03 \x01(\t\x12(\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x04kind\x18\x05 \x01(\x0e\x32\x1c.infermesh.auth.v1.AuditKind\x12\x0e\n\x06key_id\x18\x06 \x01(\t\x12\x0e\n\x06tenant\x18\x07 \x01(\t\x12\x0c\n\x04role\x18\x08 \x01(\t\x12\x11\n\tpresented\x18\t \x01(\t\x12\x0e\n\x06source\x18\n \x01(\t\x12\x0b\n\x03rpc\x18\x0b \x01(\t\x12\x10\n\x08resource\x18\x0c \x01(\t\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x0f\n\x07outcome\x18\x0e \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x0f \x01(\t\x12\r\n\x05\x61\x66ter\x18\x10 \x01(\t\x12\r\n\x05\x63ount\x18\x11 \x01(\x03\"\xba\x03\n\x16ListAuditEventsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18 \x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x06key_id\x18\x05 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12#\n\x06tenant\x18\x06 \x01(\tB\x13\xbaH\x10r\x0e\x18?2\n^[^\\x00]*$\x12!\n\x03rpc\x18\x07 \x01(\tB\x14\xbaH\x11r\x0f\x18\xc8\x01\x32\n^[^\\x00]*$\x12$\n\x07outcome\x18\x08 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12\x34\n\x04kind\x18\t \x01(\x0e\x32\x1c.infermesh.auth.v1.AuditKindB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\'\n\nrequest_id\x18\n \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12\x14\n\x0coldest_first\x18\x0b \x01(\x08\"a\n\x17ListAuditEventsResponse\x12-\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1d.infermesh.auth.v1.AuditEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Z\n\x15VerifyAuditLogRequest\x12\x19\n\x08sequence\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12&\n\x04hash\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^([0-9a-f]{64})?$\"O\n\nAuditFault\x12/\n\x04kind\x18\x01 \x01(\x0e\x32!.infermesh.auth.v1.AuditFaultKind\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"\x99\x01\n\x16VerifyAuditLogResponse\x12,\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32\x1d.infermesh.auth.v1.AuditFault\x12\x15\n\rchecked_count\x18\x02 \x01(\x03\x12\x15\n\rnext_sequence\x18\x03 \x01(\x03\x12\x11\n\tnext_hash\x18\x04 \x01(\t\x12\x10\n\x08\x63omplete\x18\x05 \x01(\x08*\xbb\x01\n\tAuditKind\x12\x1a\n\x16\x41UDIT_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41UDIT_KIND_CALL\x10\x01\x12\x16\n\x12\x41UDIT_KIND_OUTCOME\x10\x02\x12\x15\n\x11\x41UDIT_KIND_DENIAL\x10\x03\x12\x19\n\x15\x41UDIT_KIND_SUPPRESSED\x10\x04\x12\x18\n\x14\x41UDIT_KIND_INFERENCE\x10\x05\x12\x19\n\x15\x41UDIT_KIND_CHECKPOINT\x10\x06*\xa0\x01\n\x0e\x41uditFaultKind\x12 \n\x1c\x41UDIT_FAULT_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41UDIT_FAULT_KIND_CHANGED\x10\x01\x12\x18\n\x14\x41UDIT_FAULT_KIND_GAP\x10\x02\x12\x18\n\x14\x41UDIT_FAULT_KIND_CUT\x10\x03\x12\x1a\n\x16\x41UDIT_FAULT_KIND_START\x10\x04\x32\xab\x02\n\x0c\x41uditService\x12\x8d\x01\n\x0fListAuditEvents\x12).infermesh.auth.v1.ListAuditEventsRequest\x1a*.infermesh.auth.v1.ListAuditEventsResponse\"#\xb2\xe1\x18\x02\x03\x06\x82\xd3\xe4\x93\x02\x17\x12\x15/mesh/v1/audit/events\x12\x8a\x01\n\x0eVerifyAuditLog\x12(.infermesh.auth.v1.VerifyAuditLogRequest\x1a).infermesh.auth.v1.VerifyAuditLogResponse\"#\xb2\xe1\x18\x02\x03\x06\x82\xd3\xe4\x93\x02\x17\x12\x15/mesh/v1/audit:verifyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%infermesh/auth/v1/audit_service.proto\x12\x11infermesh.auth.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a infermesh/access/v1/access.proto\"\x91\x05\n\nAuditEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12&\n\x04hash\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^([0-9a-f]{64})?$\x12\'\n\x08\x65vent_id\x18\x03 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[0-9a-f]{32}$\x12;\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\"\x07\x08\xff\x82\xd1\xff\xaf\x07\x32\x00\x12*\n\x04kind\x18\x05 \x01(\x0e\x32\x1c.infermesh.auth.v1.AuditKind\x12#\n\x06key_id\x18\x06 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12#\n\x06tenant\x18\x07 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12!\n\x04role\x18\x08 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12&\n\tpresented\x18\t \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12#\n\x06source\x18\n \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12!\n\x03rpc\x18\x0b \x01(\tB\x14\xbaH\x11r\x0f\x18\xc8\x01\x32\n^[^\\x00]*$\x12&\n\x08resource\x18\x0c \x01(\tB\x14\xbaH\x11r\x0f\x18\xac\x02\x32\n^[^\\x00]*$\x12\'\n\nrequest_id\x18\r \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12$\n\x07outcome\x18\x0e \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12%\n\x06\x62\x65\x66ore\x18\x0f \x01(\tB\x15\xbaH\x12r\x10(\x80\xc0\x01\x32\n^[^\\x00]*$\x12$\n\x05\x61\x66ter\x18\x10 \x01(\tB\x15\xbaH\x12r\x10(\x80\xc0\x01\x32\n^[^\\x00]*$\x12\x16\n\x05\x63ount\x18\x11 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"V\n\x18RecordAuditEventsRequest\x12:\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1d.infermesh.auth.v1.AuditEventB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\"0\n\x19RecordAuditEventsResponse\x12\x13\n\x0b\x61\x64\x64\x65\x64_count\x18\x01 \x01(\x03\"T\n\x16RecordInferenceRequest\x12:\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1d.infermesh.auth.v1.AuditEventB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\".\n\x17RecordInferenceResponse\x12\x13\n\x0b\x61\x64\x64\x65\x64_count\x18\x01 \x01(\x03\"\xba\x03\n\x16ListAuditEventsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18 \x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12#\n\x06key_id\x18\x05 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12#\n\x06tenant\x18\x06 \x01(\tB\x13\xbaH\x10r\x0e\x18?2\n^[^\\x00]*$\x12!\n\x03rpc\x18\x07 \x01(\tB\x14\xbaH\x11r\x0f\x18\xc8\x01\x32\n^[^\\x00]*$\x12$\n\x07outcome\x18\x08 \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12\x34\n\x04kind\x18\t \x01(\x0e\x32\x1c.infermesh.auth.v1.AuditKindB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\'\n\nrequest_id\x18\n \x01(\tB\x13\xbaH\x10r\x0e\x18@2\n^[^\\x00]*$\x12\x14\n\x0coldest_first\x18\x0b \x01(\x08\"a\n\x17ListAuditEventsResponse\x12-\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1d.infermesh.auth.v1.AuditEvent\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Z\n\x15VerifyAuditLogRequest\x12\x19\n\x08sequence\x18\x01 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12&\n\x04hash\x18\x02 \x01(\tB\x18\xbaH\x15r\x13\x32\x11^([0-9a-f]{64})?$\"O\n\nAuditFault\x12/\n\x04kind\x18\x01 \x01(\x0e\x32!.infermesh.auth.v1.AuditFaultKind\x12\x10\n\x08sequence\x18\x02 \x01(\x03\"\x99\x01\n\x16VerifyAuditLogResponse\x12,\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32\x1d.infermesh.auth.v1.AuditFault\x12\x15\n\rchecked_count\x18\x02 \x01(\x03\x12\x15\n\rnext_sequence\x18\x03 \x01(\x03\x12\x11\n\tnext_hash\x18\x04 \x01(\t\x12\x10\n\x08\x63omplete\x18\x05 \x01(\x08*\xd1\x01\n\tAuditKind\x12\x1a\n\x16\x41UDIT_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41UDIT_KIND_CALL\x10\x01\x12\x16\n\x12\x41UDIT_KIND_OUTCOME\x10\x02\x12\x15\n\x11\x41UDIT_KIND_DENIAL\x10\x03\x12\x19\n\x15\x41UDIT_KIND_SUPPRESSED\x10\x04\x12\x18\n\x14\x41UDIT_KIND_INFERENCE\x10\x05\x12\x19\n\x15\x41UDIT_KIND_CHECKPOINT\x10\x06\x12\x14\n\x10\x41UDIT_KIND_ALERT\x10\x07*\xa0\x01\n\x0e\x41uditFaultKind\x12 \n\x1c\x41UDIT_FAULT_KIND_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x41UDIT_FAULT_KIND_CHANGED\x10\x01\x12\x18\n\x14\x41UDIT_FAULT_KIND_GAP\x10\x02\x12\x18\n\x14\x41UDIT_FAULT_KIND_CUT\x10\x03\x12\x1a\n\x16\x41UDIT_FAULT_KIND_START\x10\x04\x32\x92\x04\n\x0c\x41uditService\x12\x8d\x01\n\x0fListAuditEvents\x12).infermesh.auth.v1.ListAuditEventsRequest\x1a*.infermesh.auth.v1.ListAuditEventsResponse\"#\xb2\xe1\x18\x02\x03\x06\x82\xd3\xe4\x93\x02\x17\x12\x15/mesh/v1/audit/events\x12\x8a\x01\n\x0eVerifyAuditLog\x12(.infermesh.auth.v1.VerifyAuditLogRequest\x1a).infermesh.auth.v1.VerifyAuditLogResponse\"#\xb2\xe1\x18\x02\x03\x06\x82\xd3\xe4\x93\x02\x17\x12\x15/mesh/v1/audit:verify\x12t\n\x11RecordAuditEvents\x12+.infermesh.auth.v1.RecordAuditEventsRequest\x1a,.infermesh.auth.v1.RecordAuditEventsResponse\"\x04\xc0\xe1\x18\x01\x12o\n\x0fRecordInference\x12).infermesh.auth.v1.RecordInferenceRequest\x1a*.infermesh.auth.v1.RecordInferenceResponse\"\x05\xb2\xe1\x18\x01\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'infermesh.auth.v1.audit_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['hash']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['hash']._serialized_options = b'\272H\025r\0232\021^([0-9a-f]{64})?$'
+  _globals['_AUDITEVENT'].fields_by_name['event_id']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['event_id']._serialized_options = b'\272H\022r\0202\016^[0-9a-f]{32}$'
+  _globals['_AUDITEVENT'].fields_by_name['time']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['time']._serialized_options = b'\272H\016\262\001\013\"\007\010\377\202\321\377\257\0072\000'
+  _globals['_AUDITEVENT'].fields_by_name['key_id']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['key_id']._serialized_options = b'\272H\020r\016\030@2\n^[^\\x00]*$'
+  _globals['_AUDITEVENT'].fields_by_name['tenant']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['tenant']._serialized_options = b'\272H\020r\016\030@2\n^[^\\x00]*$'
+  _globals['_AUDITEVENT'].fields_by_name['role']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['role']._serialized_options = b'\272H\020r\016\030@2\n^[^\\x00]*$'
+  _globals['_AUDITEVENT'].fields_by_name['presented']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['presented']._serialized_options = b'\272H\020r\016\030@2\n^[^\\x00]*$'
+  _globals['_AUDITEVENT'].fields_by_name['source']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['source']._serialized_options = b'\272H\020r\016\030@2\n^[^\\x00]*$'
+  _globals['_AUDITEVENT'].fields_by_name['rpc']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['rpc']._serialized_options = b'\272H\021r\017\030\310\0012\n^[^\\x00]*$'
+  _globals['_AUDITEVENT'].fields_by_name['resource']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['resource']._serialized_options = b'\272H\021r\017\030\254\0022\n^[^\\x00]*$'
+  _globals['_AUDITEVENT'].fields_by_name['request_id']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['request_id']._serialized_options = b'\272H\020r\016\030@2\n^[^\\x00]*$'
+  _globals['_AUDITEVENT'].fields_by_name['outcome']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['outcome']._serialized_options = b'\272H\020r\016\030@2\n^[^\\x00]*$'
+  _globals['_AUDITEVENT'].fields_by_name['before']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['before']._serialized_options = b'\272H\022r\020(\200\300\0012\n^[^\\x00]*$'
+  _globals['_AUDITEVENT'].fields_by_name['after']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['after']._serialized_options = b'\272H\022r\020(\200\300\0012\n^[^\\x00]*$'
+  _globals['_AUDITEVENT'].fields_by_name['count']._loaded_options = None
+  _globals['_AUDITEVENT'].fields_by_name['count']._serialized_options = b'\272H\004\"\002(\000'
+  _globals['_RECORDAUDITEVENTSREQUEST'].fields_by_name['events']._loaded_options = None
+  _globals['_RECORDAUDITEVENTSREQUEST'].fields_by_name['events']._serialized_options = b'\272H\010\222\001\005\010\001\020\364\003'
+  _globals['_RECORDINFERENCEREQUEST'].fields_by_name['events']._loaded_options = None
+  _globals['_RECORDINFERENCEREQUEST'].fields_by_name['events']._serialized_options = b'\272H\010\222\001\005\010\001\020\364\003'
   _globals['_LISTAUDITEVENTSREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_LISTAUDITEVENTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
   _globals['_LISTAUDITEVENTSREQUEST'].fields_by_name['page_token']._loaded_options = None
@@ -59,22 +93,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUDITSERVICE'].methods_by_name['ListAuditEvents']._serialized_options = b'\262\341\030\002\003\006\202\323\344\223\002\027\022\025/mesh/v1/audit/events'
   _globals['_AUDITSERVICE'].methods_by_name['VerifyAuditLog']._loaded_options = None
   _globals['_AUDITSERVICE'].methods_by_name['VerifyAuditLog']._serialized_options = b'\262\341\030\002\003\006\202\323\344\223\002\027\022\025/mesh/v1/audit:verify'
-  _globals['_AUDITKIND']._serialized_start=1406
-  _globals['_AUDITKIND']._serialized_end=1593
-  _globals['_AUDITFAULTKIND']._serialized_start=1596
-  _globals['_AUDITFAULTKIND']._serialized_end=1756
+  _globals['_AUDITSERVICE'].methods_by_name['RecordAuditEvents']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['RecordAuditEvents']._serialized_options = b'\300\341\030\001'
+  _globals['_AUDITSERVICE'].methods_by_name['RecordInference']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['RecordInference']._serialized_options = b'\262\341\030\001\002'
+  _globals['_AUDITKIND']._serialized_start=1992
+  _globals['_AUDITKIND']._serialized_end=2201
+  _globals['_AUDITFAULTKIND']._serialized_start=2204
+  _globals['_AUDITFAULTKIND']._serialized_end=2364
   _globals['_AUDITEVENT']._serialized_start=187
-  _globals['_AUDITEVENT']._serialized_end=530
-  _globals['_LISTAUDITEVENTSREQUEST']._serialized_start=533
-  _globals['_LISTAUDITEVENTSREQUEST']._serialized_end=975
-  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_start=977
-  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_end=1074
-  _globals['_VERIFYAUDITLOGREQUEST']._serialized_start=1076
-  _globals['_VERIFYAUDITLOGREQUEST']._serialized_end=1166
-  _globals['_AUDITFAULT']._serialized_start=1168
-  _globals['_AUDITFAULT']._serialized_end=1247
-  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_start=1250
-  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_end=1403
-  _globals['_AUDITSERVICE']._serialized_start=1759
-  _globals['_AUDITSERVICE']._serialized_end=2058
+  _globals['_AUDITEVENT']._serialized_end=844
+  _globals['_RECORDAUDITEVENTSREQUEST']._serialized_start=846
+  _globals['_RECORDAUDITEVENTSREQUEST']._serialized_end=932
+  _globals['_RECORDAUDITEVENTSRESPONSE']._serialized_start=934
+  _globals['_RECORDAUDITEVENTSRESPONSE']._serialized_end=982
+  _globals['_RECORDINFERENCEREQUEST']._serialized_start=984
+  _globals['_RECORDINFERENCEREQUEST']._serialized_end=1068
+  _globals['_RECORDINFERENCERESPONSE']._serialized_start=1070
+  _globals['_RECORDINFERENCERESPONSE']._serialized_end=1116
+  _globals['_LISTAUDITEVENTSREQUEST']._serialized_start=1119
+  _globals['_LISTAUDITEVENTSREQUEST']._serialized_end=1561
+  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_start=1563
+  _globals['_LISTAUDITEVENTSRESPONSE']._serialized_end=1660
+  _globals['_VERIFYAUDITLOGREQUEST']._serialized_start=1662
+  _globals['_VERIFYAUDITLOGREQUEST']._serialized_end=1752
+  _globals['_AUDITFAULT']._serialized_start=1754
+  _globals['_AUDITFAULT']._serialized_end=1833
+  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_start=1836
+  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_end=1989
+  _globals['_AUDITSERVICE']._serialized_start=2367
+  _globals['_AUDITSERVICE']._serialized_end=2897
 # @@protoc_insertion_point(module_scope)

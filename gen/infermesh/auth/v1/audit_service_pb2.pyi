@@ -31,7 +31,7 @@ class _AuditKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditKind.V
     AUDIT_KIND_CALL: _AuditKind.ValueType  # 1
     """Auth let an administrative call pass to its service. Written before the call runs."""
     AUDIT_KIND_OUTCOME: _AuditKind.ValueType  # 2
-    """How a call to a service of auth's own ended, with what it changed."""
+    """How an administrative call ended, with what it changed."""
     AUDIT_KIND_DENIAL: _AuditKind.ValueType  # 3
     """Auth refused a call."""
     AUDIT_KIND_SUPPRESSED: _AuditKind.ValueType  # 4
@@ -39,9 +39,15 @@ class _AuditKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditKind.V
     event of the same auth replica.
     """
     AUDIT_KIND_INFERENCE: _AuditKind.ValueType  # 5
-    """Auth let an inference call pass; written where the settings ask for it."""
+    """Auth let an inference call pass, or a node was asked something; written where the settings ask
+    for it.
+    """
     AUDIT_KIND_CHECKPOINT: _AuditKind.ValueType  # 6
     """Retention removed the oldest events; `after` names the last of them and its hash."""
+    AUDIT_KIND_ALERT: _AuditKind.ValueType  # 7
+    """The use of a limit by day or month passed a percentage that its owner wants to hear of; told
+    once in each period. `resource` is the scope, `after` the limit, the percentage and the period.
+    """
 
 class AuditKind(_AuditKind, metaclass=_AuditKindEnumTypeWrapper):
     """What an event tells of."""
@@ -51,7 +57,7 @@ AUDIT_KIND_UNSPECIFIED: AuditKind.ValueType  # 0
 AUDIT_KIND_CALL: AuditKind.ValueType  # 1
 """Auth let an administrative call pass to its service. Written before the call runs."""
 AUDIT_KIND_OUTCOME: AuditKind.ValueType  # 2
-"""How a call to a service of auth's own ended, with what it changed."""
+"""How an administrative call ended, with what it changed."""
 AUDIT_KIND_DENIAL: AuditKind.ValueType  # 3
 """Auth refused a call."""
 AUDIT_KIND_SUPPRESSED: AuditKind.ValueType  # 4
@@ -59,9 +65,15 @@ AUDIT_KIND_SUPPRESSED: AuditKind.ValueType  # 4
 event of the same auth replica.
 """
 AUDIT_KIND_INFERENCE: AuditKind.ValueType  # 5
-"""Auth let an inference call pass; written where the settings ask for it."""
+"""Auth let an inference call pass, or a node was asked something; written where the settings ask
+for it.
+"""
 AUDIT_KIND_CHECKPOINT: AuditKind.ValueType  # 6
 """Retention removed the oldest events; `after` names the last of them and its hash."""
+AUDIT_KIND_ALERT: AuditKind.ValueType  # 7
+"""The use of a limit by day or month passed a percentage that its owner wants to hear of; told
+once in each period. `resource` is the scope, `after` the limit, the percentage and the period.
+"""
 Global___AuditKind: _TypeAlias = AuditKind  # noqa: Y015
 
 class _AuditFaultKind:
@@ -138,7 +150,9 @@ class AuditEvent(_message.Message):
     presented: _builtins.str
     """For a denial without a valid key: the first 7 characters of what was presented."""
     source: _builtins.str
-    """The address that the call came from. Example: `192.0.2.7`."""
+    """The address that the call came from, or the key of the node that tells of it. Example:
+    `192.0.2.7`.
+    """
     rpc: _builtins.str
     """What was called. Example: `/infermesh.auth.v1.KeyService/RevokeKey`. At most 200 characters."""
     resource: _builtins.str
@@ -150,14 +164,19 @@ class AuditEvent(_message.Message):
     its prefix. Example: `PERMISSION_DENIED`.
     """
     before: _builtins.str
-    """The resource before a change, as JSON; without secrets."""
+    """The resource before a change, as JSON; without secrets. At most 24 KiB."""
     after: _builtins.str
-    """The resource after a change, as JSON; without secrets."""
+    """The resource after a change, as JSON; without secrets. Of a call that a stream answered, what
+    was asked and the last answer; of an inference request, the request without its texts. At most
+    24 KiB.
+    """
     count: _builtins.int
     """How many calls the event stands for; 1 for all kinds but `AUDIT_KIND_SUPPRESSED`."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """When it happened, to the microsecond, by the clock of the auth replica that saw it."""
+        """When it happened, to the microsecond, by the clock of the process that saw it; never later
+        than auth learned of it.
+        """
 
     def __init__(
         self,
@@ -187,6 +206,100 @@ class AuditEvent(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditEvent: _TypeAlias = AuditEvent  # noqa: Y015
+
+@_typing.final
+class RecordAuditEventsRequest(_message.Message):
+    """Brings events from a service."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEvent]:
+        """The events, in the order in which they happened; `sequence` and `hash` are passed over."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___AuditEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordAuditEventsRequest: _TypeAlias = RecordAuditEventsRequest  # noqa: Y015
+
+@_typing.final
+class RecordAuditEventsResponse(_message.Message):
+    """Says what became of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDED_COUNT_FIELD_NUMBER: _builtins.int
+    added_count: _builtins.int
+    """How many were added; the others were in the log already."""
+    def __init__(
+        self,
+        *,
+        added_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_count", b"added_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordAuditEventsResponse: _TypeAlias = RecordAuditEventsResponse  # noqa: Y015
+
+@_typing.final
+class RecordInferenceRequest(_message.Message):
+    """Brings events from a node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEvent]:
+        """The events, in the order in which they happened; `sequence`, `hash` and `source` are passed
+        over.
+        """
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___AuditEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordInferenceRequest: _TypeAlias = RecordInferenceRequest  # noqa: Y015
+
+@_typing.final
+class RecordInferenceResponse(_message.Message):
+    """Says what became of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDED_COUNT_FIELD_NUMBER: _builtins.int
+    added_count: _builtins.int
+    """How many were added; the others were in the log already, or are not asked for."""
+    def __init__(
+        self,
+        *,
+        added_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added_count", b"added_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordInferenceResponse: _TypeAlias = RecordInferenceResponse  # noqa: Y015
 
 @_typing.final
 class ListAuditEventsRequest(_message.Message):

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class AuditServiceStub:
-    """Reads the audit log: who did, or was refused, what. Nothing can be written or changed through
-    it. Each event carries a hash over itself and the hash of the event before, so that a changed,
+    """Reads the audit log: who did, or was refused, what. Nothing that is in it can be changed. Parts
+    of the mesh add to it what auth itself does not see. Each event carries a hash over itself and the hash of the event before, so that a changed,
     missing or moved event shows.
     """
 
@@ -47,11 +47,21 @@ class AuditServiceStub:
                 request_serializer=infermesh_dot_auth_dot_v1_dot_audit__service__pb2.VerifyAuditLogRequest.SerializeToString,
                 response_deserializer=infermesh_dot_auth_dot_v1_dot_audit__service__pb2.VerifyAuditLogResponse.FromString,
                 _registered_method=True)
+        self.RecordAuditEvents = channel.unary_unary(
+                '/infermesh.auth.v1.AuditService/RecordAuditEvents',
+                request_serializer=infermesh_dot_auth_dot_v1_dot_audit__service__pb2.RecordAuditEventsRequest.SerializeToString,
+                response_deserializer=infermesh_dot_auth_dot_v1_dot_audit__service__pb2.RecordAuditEventsResponse.FromString,
+                _registered_method=True)
+        self.RecordInference = channel.unary_unary(
+                '/infermesh.auth.v1.AuditService/RecordInference',
+                request_serializer=infermesh_dot_auth_dot_v1_dot_audit__service__pb2.RecordInferenceRequest.SerializeToString,
+                response_deserializer=infermesh_dot_auth_dot_v1_dot_audit__service__pb2.RecordInferenceResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
-    """Reads the audit log: who did, or was refused, what. Nothing can be written or changed through
-    it. Each event carries a hash over itself and the hash of the event before, so that a changed,
+    """Reads the audit log: who did, or was refused, what. Nothing that is in it can be changed. Parts
+    of the mesh add to it what auth itself does not see. Each event carries a hash over itself and the hash of the event before, so that a changed,
     missing or moved event shows.
     """
 
@@ -71,6 +81,27 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordAuditEvents(self, request, context):
+        """Adds what another service saw: how administrative calls to it ended, and, where auth's settings
+        ask for the bodies of inference requests, what it was asked. Called by the services of the mesh
+        alone. An event that is in the log already is passed over, so that a batch may be sent again.
+        Fails with INVALID_ARGUMENT for an event of another kind than `AUDIT_KIND_OUTCOME` and
+        `AUDIT_KIND_INFERENCE`, and with UNAVAILABLE (`STORE_UNAVAILABLE`) while PostgreSQL is away;
+        nothing is added then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordInference(self, request, context):
+        """Adds what nodes were asked, with the texts left out. Nodes call it where auth's settings ask
+        for the bodies of inference requests; else nothing is added. `source` becomes the key of the
+        node. Fails like `RecordAuditEvents`, and takes the kind `AUDIT_KIND_INFERENCE` only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -84,6 +115,16 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     request_deserializer=infermesh_dot_auth_dot_v1_dot_audit__service__pb2.VerifyAuditLogRequest.FromString,
                     response_serializer=infermesh_dot_auth_dot_v1_dot_audit__service__pb2.VerifyAuditLogResponse.SerializeToString,
             ),
+            'RecordAuditEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordAuditEvents,
+                    request_deserializer=infermesh_dot_auth_dot_v1_dot_audit__service__pb2.RecordAuditEventsRequest.FromString,
+                    response_serializer=infermesh_dot_auth_dot_v1_dot_audit__service__pb2.RecordAuditEventsResponse.SerializeToString,
+            ),
+            'RecordInference': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordInference,
+                    request_deserializer=infermesh_dot_auth_dot_v1_dot_audit__service__pb2.RecordInferenceRequest.FromString,
+                    response_serializer=infermesh_dot_auth_dot_v1_dot_audit__service__pb2.RecordInferenceResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'infermesh.auth.v1.AuditService', rpc_method_handlers)
@@ -93,8 +134,8 @@ def add_AuditServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuditService:
-    """Reads the audit log: who did, or was refused, what. Nothing can be written or changed through
-    it. Each event carries a hash over itself and the hash of the event before, so that a changed,
+    """Reads the audit log: who did, or was refused, what. Nothing that is in it can be changed. Parts
+    of the mesh add to it what auth itself does not see. Each event carries a hash over itself and the hash of the event before, so that a changed,
     missing or moved event shows.
     """
 
@@ -142,6 +183,60 @@ class AuditService:
             '/infermesh.auth.v1.AuditService/VerifyAuditLog',
             infermesh_dot_auth_dot_v1_dot_audit__service__pb2.VerifyAuditLogRequest.SerializeToString,
             infermesh_dot_auth_dot_v1_dot_audit__service__pb2.VerifyAuditLogResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordAuditEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infermesh.auth.v1.AuditService/RecordAuditEvents',
+            infermesh_dot_auth_dot_v1_dot_audit__service__pb2.RecordAuditEventsRequest.SerializeToString,
+            infermesh_dot_auth_dot_v1_dot_audit__service__pb2.RecordAuditEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordInference(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infermesh.auth.v1.AuditService/RecordInference',
+            infermesh_dot_auth_dot_v1_dot_audit__service__pb2.RecordInferenceRequest.SerializeToString,
+            infermesh_dot_auth_dot_v1_dot_audit__service__pb2.RecordInferenceResponse.FromString,
             options,
             channel_credentials,
             insecure,

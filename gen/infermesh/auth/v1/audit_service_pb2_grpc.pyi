@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuditServiceStub:
-    """Reads the audit log: who did, or was refused, what. Nothing can be written or changed through
-    it. Each event carries a hash over itself and the hash of the event before, so that a changed,
+    """Reads the audit log: who did, or was refused, what. Nothing that is in it can be changed. Parts
+    of the mesh add to it what auth itself does not see. Each event carries a hash over itself and the hash of the event before, so that a changed,
     missing or moved event shows.
     """
 
@@ -43,11 +43,24 @@ class AuditServiceStub:
     `next_hash` of the answer before, until one says `complete`. A broken chain is an answer, with
     `fault` set, and no error.
     """
+    RecordAuditEvents: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.RecordAuditEventsRequest, _audit_service_pb2.RecordAuditEventsResponse]
+    """Adds what another service saw: how administrative calls to it ended, and, where auth's settings
+    ask for the bodies of inference requests, what it was asked. Called by the services of the mesh
+    alone. An event that is in the log already is passed over, so that a batch may be sent again.
+    Fails with INVALID_ARGUMENT for an event of another kind than `AUDIT_KIND_OUTCOME` and
+    `AUDIT_KIND_INFERENCE`, and with UNAVAILABLE (`STORE_UNAVAILABLE`) while PostgreSQL is away;
+    nothing is added then.
+    """
+    RecordInference: _grpc.UnaryUnaryMultiCallable[_audit_service_pb2.RecordInferenceRequest, _audit_service_pb2.RecordInferenceResponse]
+    """Adds what nodes were asked, with the texts left out. Nodes call it where auth's settings ask
+    for the bodies of inference requests; else nothing is added. `source` becomes the key of the
+    node. Fails like `RecordAuditEvents`, and takes the kind `AUDIT_KIND_INFERENCE` only.
+    """
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
-    """Reads the audit log: who did, or was refused, what. Nothing can be written or changed through
-    it. Each event carries a hash over itself and the hash of the event before, so that a changed,
+    """Reads the audit log: who did, or was refused, what. Nothing that is in it can be changed. Parts
+    of the mesh add to it what auth itself does not see. Each event carries a hash over itself and the hash of the event before, so that a changed,
     missing or moved event shows.
     """
 
@@ -59,10 +72,23 @@ class AuditServiceAsyncStub(AuditServiceStub):
     `next_hash` of the answer before, until one says `complete`. A broken chain is an answer, with
     `fault` set, and no error.
     """
+    RecordAuditEvents: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.RecordAuditEventsRequest, _audit_service_pb2.RecordAuditEventsResponse]  # type: ignore[assignment]
+    """Adds what another service saw: how administrative calls to it ended, and, where auth's settings
+    ask for the bodies of inference requests, what it was asked. Called by the services of the mesh
+    alone. An event that is in the log already is passed over, so that a batch may be sent again.
+    Fails with INVALID_ARGUMENT for an event of another kind than `AUDIT_KIND_OUTCOME` and
+    `AUDIT_KIND_INFERENCE`, and with UNAVAILABLE (`STORE_UNAVAILABLE`) while PostgreSQL is away;
+    nothing is added then.
+    """
+    RecordInference: _aio.UnaryUnaryMultiCallable[_audit_service_pb2.RecordInferenceRequest, _audit_service_pb2.RecordInferenceResponse]  # type: ignore[assignment]
+    """Adds what nodes were asked, with the texts left out. Nodes call it where auth's settings ask
+    for the bodies of inference requests; else nothing is added. `source` becomes the key of the
+    node. Fails like `RecordAuditEvents`, and takes the kind `AUDIT_KIND_INFERENCE` only.
+    """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Reads the audit log: who did, or was refused, what. Nothing can be written or changed through
-    it. Each event carries a hash over itself and the hash of the event before, so that a changed,
+    """Reads the audit log: who did, or was refused, what. Nothing that is in it can be changed. Parts
+    of the mesh add to it what auth itself does not see. Each event carries a hash over itself and the hash of the event before, so that a changed,
     missing or moved event shows.
     """
 
@@ -83,6 +109,31 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         """Checks a stretch of the chain, at most 50000 events. Repeat it with the `next_sequence` and
         `next_hash` of the answer before, until one says `complete`. A broken chain is an answer, with
         `fault` set, and no error.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordAuditEvents(
+        self,
+        request: _audit_service_pb2.RecordAuditEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_service_pb2.RecordAuditEventsResponse, _abc.Awaitable[_audit_service_pb2.RecordAuditEventsResponse]]:
+        """Adds what another service saw: how administrative calls to it ended, and, where auth's settings
+        ask for the bodies of inference requests, what it was asked. Called by the services of the mesh
+        alone. An event that is in the log already is passed over, so that a batch may be sent again.
+        Fails with INVALID_ARGUMENT for an event of another kind than `AUDIT_KIND_OUTCOME` and
+        `AUDIT_KIND_INFERENCE`, and with UNAVAILABLE (`STORE_UNAVAILABLE`) while PostgreSQL is away;
+        nothing is added then.
+        """
+
+    @_abc_1.abstractmethod
+    def RecordInference(
+        self,
+        request: _audit_service_pb2.RecordInferenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_service_pb2.RecordInferenceResponse, _abc.Awaitable[_audit_service_pb2.RecordInferenceResponse]]:
+        """Adds what nodes were asked, with the texts left out. Nodes call it where auth's settings ask
+        for the bodies of inference requests; else nothing is added. `source` becomes the key of the
+        node. Fails like `RecordAuditEvents`, and takes the kind `AUDIT_KIND_INFERENCE` only.
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

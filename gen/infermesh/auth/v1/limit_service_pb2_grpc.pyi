@@ -36,12 +36,21 @@ class LimitServiceStub:
       the calls that were let in in these slots are fewer than `requests_per_minute`, and where their
       tokens and the call's own reservation are `tokens_per_minute` at most.
     - A reservation is an estimate of the prompt and `max_tokens`, bounded by auth's settings. When the
-      call has ended it becomes the true count: what was too much is given back to the slot of the
-      call, what was too little is counted in the slot of the end. A call of which nothing is heard
-      gives its place and its reservation back after auth's `INFERMESH_RESERVATION_S`.
+      ledger has the call it becomes the true count: what was too much is given back to the slot of the
+      call, what was too little is counted in the slot of that moment. A call that reached no node has
+      the true count 0 until the ledger says otherwise; it stays one of the calls of its slot. Where
+      the ledger does not know the tokens, the reservation stands.
+    - A call takes a place of `concurrent_requests` from when it is let in until it ends.
     - A day and a month are UTC's. A call is let in where the ledger's sum, the reservations of the
-      calls that run and the call's own are the limit at most: it is never passed by more than the
-      reservations in flight were wrong by.
+      calls that are not settled and the call's own are the limit at most: it is never passed by more
+      than the reservations in flight were wrong by.
+    - A call of which nothing is heard gives its place, and its reservation of a day and a month, back
+      after auth's `INFERMESH_RESERVATION_S`, at the end of that minute.
+    - A call is let in where all limits of all its scopes let it in, and is then counted in all of
+      them; else in none.
+    - A clock that is set back by less than a minute stands still until it is reached again.
+    - A replica that does not reach Redis, and is set to go on, lets in its share of what was left; a
+      sum of the ledger that nobody knows lets nothing in.
     """
 
     @_typing.overload
@@ -82,12 +91,21 @@ class LimitServiceAsyncStub(LimitServiceStub):
       the calls that were let in in these slots are fewer than `requests_per_minute`, and where their
       tokens and the call's own reservation are `tokens_per_minute` at most.
     - A reservation is an estimate of the prompt and `max_tokens`, bounded by auth's settings. When the
-      call has ended it becomes the true count: what was too much is given back to the slot of the
-      call, what was too little is counted in the slot of the end. A call of which nothing is heard
-      gives its place and its reservation back after auth's `INFERMESH_RESERVATION_S`.
+      ledger has the call it becomes the true count: what was too much is given back to the slot of the
+      call, what was too little is counted in the slot of that moment. A call that reached no node has
+      the true count 0 until the ledger says otherwise; it stays one of the calls of its slot. Where
+      the ledger does not know the tokens, the reservation stands.
+    - A call takes a place of `concurrent_requests` from when it is let in until it ends.
     - A day and a month are UTC's. A call is let in where the ledger's sum, the reservations of the
-      calls that run and the call's own are the limit at most: it is never passed by more than the
-      reservations in flight were wrong by.
+      calls that are not settled and the call's own are the limit at most: it is never passed by more
+      than the reservations in flight were wrong by.
+    - A call of which nothing is heard gives its place, and its reservation of a day and a month, back
+      after auth's `INFERMESH_RESERVATION_S`, at the end of that minute.
+    - A call is let in where all limits of all its scopes let it in, and is then counted in all of
+      them; else in none.
+    - A clock that is set back by less than a minute stands still until it is reached again.
+    - A replica that does not reach Redis, and is set to go on, lets in its share of what was left; a
+      sum of the ledger that nobody knows lets nothing in.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -124,12 +142,21 @@ class LimitServiceServicer(metaclass=_abc_1.ABCMeta):
       the calls that were let in in these slots are fewer than `requests_per_minute`, and where their
       tokens and the call's own reservation are `tokens_per_minute` at most.
     - A reservation is an estimate of the prompt and `max_tokens`, bounded by auth's settings. When the
-      call has ended it becomes the true count: what was too much is given back to the slot of the
-      call, what was too little is counted in the slot of the end. A call of which nothing is heard
-      gives its place and its reservation back after auth's `INFERMESH_RESERVATION_S`.
+      ledger has the call it becomes the true count: what was too much is given back to the slot of the
+      call, what was too little is counted in the slot of that moment. A call that reached no node has
+      the true count 0 until the ledger says otherwise; it stays one of the calls of its slot. Where
+      the ledger does not know the tokens, the reservation stands.
+    - A call takes a place of `concurrent_requests` from when it is let in until it ends.
     - A day and a month are UTC's. A call is let in where the ledger's sum, the reservations of the
-      calls that run and the call's own are the limit at most: it is never passed by more than the
-      reservations in flight were wrong by.
+      calls that are not settled and the call's own are the limit at most: it is never passed by more
+      than the reservations in flight were wrong by.
+    - A call of which nothing is heard gives its place, and its reservation of a day and a month, back
+      after auth's `INFERMESH_RESERVATION_S`, at the end of that minute.
+    - A call is let in where all limits of all its scopes let it in, and is then counted in all of
+      them; else in none.
+    - A clock that is set back by less than a minute stands still until it is reached again.
+    - A replica that does not reach Redis, and is set to go on, lets in its share of what was left; a
+      sum of the ledger that nobody knows lets nothing in.
     """
 
     @_abc_1.abstractmethod

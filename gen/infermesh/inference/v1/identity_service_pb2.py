@@ -22,19 +22,22 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from infermesh.access.v1 import access_pb2 as infermesh_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-infermesh/inference/v1/identity_service.proto\x12\x16infermesh.inference.v1\"\x11\n\x0fIdentifyRequest\"2\n\x10IdentifyResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x32p\n\x0fIdentityService\x12]\n\x08Identify\x12\'.infermesh.inference.v1.IdentifyRequest\x1a(.infermesh.inference.v1.IdentifyResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-infermesh/inference/v1/identity_service.proto\x12\x16infermesh.inference.v1\x1a infermesh/access/v1/access.proto\"\x11\n\x0fIdentifyRequest\"2\n\x10IdentifyResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x0c\x32v\n\x0fIdentityService\x12\x63\n\x08Identify\x12\'.infermesh.inference.v1.IdentifyRequest\x1a(.infermesh.inference.v1.IdentifyResponse\"\x04\xc0\xe1\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'infermesh.inference.v1.identity_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IDENTIFYREQUEST']._serialized_start=73
-  _globals['_IDENTIFYREQUEST']._serialized_end=90
-  _globals['_IDENTIFYRESPONSE']._serialized_start=92
-  _globals['_IDENTIFYRESPONSE']._serialized_end=142
-  _globals['_IDENTITYSERVICE']._serialized_start=144
-  _globals['_IDENTITYSERVICE']._serialized_end=256
+  _globals['_IDENTITYSERVICE'].methods_by_name['Identify']._loaded_options = None
+  _globals['_IDENTITYSERVICE'].methods_by_name['Identify']._serialized_options = b'\300\341\030\001'
+  _globals['_IDENTIFYREQUEST']._serialized_start=107
+  _globals['_IDENTIFYREQUEST']._serialized_end=124
+  _globals['_IDENTIFYRESPONSE']._serialized_start=126
+  _globals['_IDENTIFYRESPONSE']._serialized_end=176
+  _globals['_IDENTITYSERVICE']._serialized_start=178
+  _globals['_IDENTITYSERVICE']._serialized_end=296
 # @@protoc_insertion_point(module_scope)

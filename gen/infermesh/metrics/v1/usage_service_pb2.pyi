@@ -146,6 +146,7 @@ class UsageEvent(_message.Message):
     PROJECT_FIELD_NUMBER: _builtins.int
     REQUESTED_MODEL_FIELD_NUMBER: _builtins.int
     COST_USD_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's id, the same that the caller gets in `x-request-id`."""
     attempt: _builtins.int
@@ -178,6 +179,8 @@ class UsageEvent(_message.Message):
     """What it cost in US dollars by the prices of when it was recorded, as a decimal with at most 12
     digits after the point; unset while it is not known. Ignored in what is recorded.
     """
+    reserved: _builtins.bool
+    """Whether auth reserved something for the request, and so has to be told what it took."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When the node got the request."""
@@ -211,10 +214,11 @@ class UsageEvent(_message.Message):
         project: _builtins.str = ...,
         requested_model: _builtins.str = ...,
         cost_usd: _builtins.str | None = ...,
+        reserved: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "_completion_tokens", b"_completion_tokens", "_cost_usd", b"_cost_usd", "_prompt_tokens", b"_prompt_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "cost_usd", b"cost_usd", "duration", b"duration", "prompt_tokens", b"prompt_tokens", "start_time", b"start_time", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "_completion_tokens", b"_completion_tokens", "_cost_usd", b"_cost_usd", "_prompt_tokens", b"_prompt_tokens", "attempt", b"attempt", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "cost_usd", b"cost_usd", "duration", b"duration", "key_id", b"key_id", "model", b"model", "node_id", b"node_id", "operation", b"operation", "outcome", b"outcome", "project", b"project", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "requested_model", b"requested_model", "start_time", b"start_time", "streamed", b"streamed", "tenant", b"tenant", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "_completion_tokens", b"_completion_tokens", "_cost_usd", b"_cost_usd", "_prompt_tokens", b"_prompt_tokens", "attempt", b"attempt", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "cost_usd", b"cost_usd", "duration", b"duration", "key_id", b"key_id", "model", b"model", "node_id", b"node_id", "operation", b"operation", "outcome", b"outcome", "project", b"project", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "requested_model", b"requested_model", "reserved", b"reserved", "start_time", b"start_time", "streamed", b"streamed", "tenant", b"tenant", "time_to_first_token", b"time_to_first_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cached_tokens: _TypeAlias = _typing.Literal["cached_tokens"]  # noqa: Y015
     _WhichOneofArgType__cached_tokens: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens"]  # noqa: Y015

@@ -84,7 +84,8 @@ class UsageServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetUsageTotals(self, request, context):
-        """Sums the ledger by what the request names.
+        """Sums the ledger by what the request names. Fails with INVALID_ARGUMENT where that makes more
+        than 50000 sums.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,14 +93,15 @@ class UsageServiceServicer:
 
     def ExportUsage(self, request, context):
         """The same sums as `text/csv` with a header line (RFC 4180), the columns in the order of the fields
-        of `UsageTotal`; what it is not summed by is left out, what is unknown is empty.
+        of `UsageTotal`; what it is not summed by is left out, what is unknown is empty. A text that a
+        spreadsheet would take for a formula has a `'` before it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetScopeTotals(self, request, context):
-        """Returns what the ledger has of scopes in periods, as it is committed. Called by auth alone: no
+        """Returns what the ledger has of scopes in periods, as it is committed; of a day, for 40 days. Called by auth alone: no
         role may call it from outside.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -42,13 +42,16 @@ class UsageServiceStub:
     ListUsageEvents: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.ListUsageEventsRequest, _usage_service_pb2.ListUsageEventsResponse]
     """Lists the ledger, newest first."""
     GetUsageTotals: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.GetUsageTotalsRequest, _usage_service_pb2.GetUsageTotalsResponse]
-    """Sums the ledger by what the request names."""
+    """Sums the ledger by what the request names. Fails with INVALID_ARGUMENT where that makes more
+    than 50000 sums.
+    """
     ExportUsage: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.GetUsageTotalsRequest, _httpbody_pb2.HttpBody]
     """The same sums as `text/csv` with a header line (RFC 4180), the columns in the order of the fields
-    of `UsageTotal`; what it is not summed by is left out, what is unknown is empty.
+    of `UsageTotal`; what it is not summed by is left out, what is unknown is empty. A text that a
+    spreadsheet would take for a formula has a `'` before it.
     """
     GetScopeTotals: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.GetScopeTotalsRequest, _usage_service_pb2.GetScopeTotalsResponse]
-    """Returns what the ledger has of scopes in periods, as it is committed. Called by auth alone: no
+    """Returns what the ledger has of scopes in periods, as it is committed; of a day, for 40 days. Called by auth alone: no
     role may call it from outside.
     """
 
@@ -65,13 +68,16 @@ class UsageServiceAsyncStub(UsageServiceStub):
     ListUsageEvents: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.ListUsageEventsRequest, _usage_service_pb2.ListUsageEventsResponse]  # type: ignore[assignment]
     """Lists the ledger, newest first."""
     GetUsageTotals: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.GetUsageTotalsRequest, _usage_service_pb2.GetUsageTotalsResponse]  # type: ignore[assignment]
-    """Sums the ledger by what the request names."""
+    """Sums the ledger by what the request names. Fails with INVALID_ARGUMENT where that makes more
+    than 50000 sums.
+    """
     ExportUsage: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.GetUsageTotalsRequest, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """The same sums as `text/csv` with a header line (RFC 4180), the columns in the order of the fields
-    of `UsageTotal`; what it is not summed by is left out, what is unknown is empty.
+    of `UsageTotal`; what it is not summed by is left out, what is unknown is empty. A text that a
+    spreadsheet would take for a formula has a `'` before it.
     """
     GetScopeTotals: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.GetScopeTotalsRequest, _usage_service_pb2.GetScopeTotalsResponse]  # type: ignore[assignment]
-    """Returns what the ledger has of scopes in periods, as it is committed. Called by auth alone: no
+    """Returns what the ledger has of scopes in periods, as it is committed; of a day, for 40 days. Called by auth alone: no
     role may call it from outside.
     """
 
@@ -103,7 +109,9 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _usage_service_pb2.GetUsageTotalsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_usage_service_pb2.GetUsageTotalsResponse, _abc.Awaitable[_usage_service_pb2.GetUsageTotalsResponse]]:
-        """Sums the ledger by what the request names."""
+        """Sums the ledger by what the request names. Fails with INVALID_ARGUMENT where that makes more
+        than 50000 sums.
+        """
 
     @_abc_1.abstractmethod
     def ExportUsage(
@@ -112,7 +120,8 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
         """The same sums as `text/csv` with a header line (RFC 4180), the columns in the order of the fields
-        of `UsageTotal`; what it is not summed by is left out, what is unknown is empty.
+        of `UsageTotal`; what it is not summed by is left out, what is unknown is empty. A text that a
+        spreadsheet would take for a formula has a `'` before it.
         """
 
     @_abc_1.abstractmethod
@@ -121,7 +130,7 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _usage_service_pb2.GetScopeTotalsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_usage_service_pb2.GetScopeTotalsResponse, _abc.Awaitable[_usage_service_pb2.GetScopeTotalsResponse]]:
-        """Returns what the ledger has of scopes in periods, as it is committed. Called by auth alone: no
+        """Returns what the ledger has of scopes in periods, as it is committed; of a day, for 40 days. Called by auth alone: no
         role may call it from outside.
         """
 

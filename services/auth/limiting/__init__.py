@@ -1,0 +1,1 @@
+"""Limits calls exactly over all replicas of auth, by counters in Redis."""

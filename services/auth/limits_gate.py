@@ -1,0 +1,121 @@
+"""Asks the limiter about calls that auth lets pass otherwise, and says how that went."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import orjson
+
+from infermesh.auth.v1 import audit_service_pb2 as audit_pb
+from services.auth import limits_replies
+from services.auth.audit import Recorder
+from services.auth.limiting.contract import Alert, Limiter, ScopeLimits, Verdict
+from services.auth.limits import LimitBook, scope_of
+from services.auth.reservation import Estimator, Prices
+from services.kit import headers
+
+log = logging.getLogger(__name__)
+
+Identity = tuple[str, str, str]
+"""A caller's key id, tenant and role."""
+
+
+class LimitGate:
+    """Reserves what a call may take, or refuses it.
+
+    Args:
+        book: All limits.
+        limiter: Decides by them.
+        estimator: Guesses what a call takes.
+        prices: What that costs.
+        recorder: Where refusals and alerts go.
+
+    Attributes:
+        book: All limits.
+    """
+
+    def __init__(
+        self,
+        book: LimitBook,
+        limiter: Limiter,
+        estimator: Estimator,
+        prices: Prices,
+        recorder: Recorder,
+    ) -> None:
+        self.book = book
+        self._limiter = limiter
+        self._estimator = estimator
+        self._prices = prices
+        self._recorder = recorder
+
+    def ask(
+        self,
+        attributes: Any,
+        identity: Identity,
+        model: str,
+        scopes: Sequence[ScopeLimits],
+        reply: bytes,
+        *,
+        is_grpc: bool,
+        on_admitted: Callable[[], None] | None,
+    ) -> "bytes | asyncio.Future[bytes]":
+        """Returns the answer to a call that has limits.
+
+        Args:
+            attributes: The attributes of Envoy's `CheckRequest`.
+            identity: Who calls.
+            model: The model that the call names.
+            scopes: The limits that apply; at least one.
+            reply: The answer without limits.
+            is_grpc: Whether the caller speaks gRPC.
+            on_admitted: Called before the call goes on; None for nothing.
+        """
+        http = attributes.request.http
+        metadata = attributes.metadata_context.filter_metadata
+        reservation = self._estimator.estimate(http.path, metadata, is_grpc=is_grpc)
+        tokens = reservation.prompt + reservation.made
+        usd_nano = self._prices.usd_nano(model, reservation)
+        # Envoy gives every request an id.
+        request_id = http.headers.get(headers.REQUEST_ID) or str(uuid.uuid4())
+        asked = self._limiter.admit(request_id, scopes, tokens, usd_nano)
+
+        def answer(verdict: Verdict) -> bytes:
+            self.tell(verdict.alerts)
+            if verdict.admitted:
+                if on_admitted is not None:
+                    on_admitted()
+                return limits_replies.admitted(reply, verdict)
+            if verdict.refusal is None:
+                error = limits_replies.unavailable()
+            else:
+                error = limits_replies.refusal_error(verdict.refusal, tokens, usd_nano)
+            self._recorder.denied(attributes, error, None, identity)
+            return limits_replies.refused(error, verdict, for_grpc=is_grpc)
+
+        if asked.done():
+            return answer(asked.result())
+        later: asyncio.Future[bytes] = asked.get_loop().create_future()
+
+        def pass_on(done: "asyncio.Future[Verdict]") -> None:
+            try:
+                later.set_result(answer(done.result()))
+            except Exception as error:
+                # Nobody else would hear of it: the call is answered by this future alone.
+                later.set_exception(error)
+
+        asked.add_done_callback(pass_on)
+        return later
+
+    def tell(self, alerts: Iterable[Alert]) -> None:
+        """Says in the audit log and in the log which percentages of limits were passed."""
+        for alert in alerts:
+            said = {"limit": alert.limit, "percent": alert.percent, "period": alert.period}
+            log.warning("a limit's alert is passed", extra={"scope": alert.scope, **said})
+            event = self._recorder.event(audit_pb.AUDIT_KIND_ALERT)
+            scope = scope_of(alert.scope)
+            event.tenant, event.key_id, event.resource = scope.tenant, scope.key_id, alert.scope
+            event.outcome = "OK"
+            event.after = orjson.dumps(said).decode()
+            self._recorder.keep(event, must=True)

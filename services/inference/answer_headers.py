@@ -1,0 +1,19 @@
+"""What an answer's headers say besides the answer."""
+
+from services.kit import headers
+from services.kit.caller import Caller
+
+
+def answer_headers(caller: Caller, redactions: int) -> tuple[tuple[str, str], ...]:
+    """Returns the headers; most answers have none.
+
+    Args:
+        caller: Who asked, with routing's decision where they want to see it.
+        redactions: How many places of the prompt were replaced.
+    """
+    said: tuple[tuple[str, str], ...] = ()
+    if caller.decision:
+        said = ((headers.DECISION, caller.decision),)
+    if redactions:
+        said += ((headers.REDACTIONS, str(redactions)),)
+    return said

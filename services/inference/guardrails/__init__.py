@@ -1,0 +1,1 @@
+"""The key's guardrails on what goes to the engine."""

@@ -1,0 +1,1 @@
+"""Checks of prompts before an engine sees them: length, blocked patterns, redaction."""
