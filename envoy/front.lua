@@ -3,14 +3,29 @@
 --   on a call     drops gRPC's words that REST callers have no business with, cuts a bounded part
 --                 out of the prompt for routing (services/routing/prompt.py is its twin), and tells
 --                 auth how long the prompt is, for the limits
---   on an answer  makes a service's error, which comes as a header in the caller's dialect, the body
+--   on an answer  makes a service's error, which comes as a header in OpenAI's form, the body; gives
+--                 every refusal, whoever's it is, the form of the dialect that the path belongs to
+--                 (services/kit/dialects.py has its twin)
 
 -- Where routing finds prompts: 0 in JSON, 1 in a ChatRequest, 2 in a message around one.
 local PROMPTS = {
   ["/v1/chat/completions"] = 0,
   ["/v1/completions"] = 0,
+  ["/v1/messages"] = 0,
+  ["/v1/messages/count_tokens"] = 0,
   ["/infermesh.inference.v1.InferenceService/Chat"] = 1,
   ["/infermesh.inference.v1.InferenceService/StreamChat"] = 2,
+}
+-- Anthropic's words for statuses.
+local ANTHROPIC = {
+  ["400"] = "invalid_request_error",
+  ["401"] = "authentication_error",
+  ["403"] = "permission_error",
+  ["404"] = "not_found_error",
+  ["413"] = "request_too_large",
+  ["429"] = "rate_limit_error",
+  ["503"] = "overloaded_error",
+  ["504"] = "timeout_error",
 }
 -- Whose bodies are prompts as a whole.
 local WHOLE = {
@@ -86,6 +101,51 @@ local function has_tools(body, size)
   return false
 end
 
+-- Whose paths these are; OpenAI's and the mesh's own are nobody's.
+local function dialect_of(path)
+  if path:sub(1, 12) == "/v1/messages" and (#path == 12 or path:byte(13) == 47) then return "anthropic" end
+  if path:sub(1, 5) == "/api/" then return "ollama" end
+end
+
+-- The text of a field as it stands in JSON, quotes included; nil where it is not there, or no text.
+local function text_in_json(body, name)
+  local _, first = body:find('"' .. name .. '"%s*:%s*"')
+  local at = first
+  while at ~= nil do
+    at = body:find('["\\]', at + 1)
+    if at == nil then return nil end
+    if body:byte(at) == 34 then return body:sub(first, at) end
+    at = at + 1 -- what the backslash stands before
+  end
+end
+
+-- An error in a dialect's form, of one in OpenAI's.
+local function error_in(dialect, status, body, request_id)
+  local message = text_in_json(body, "message") or '"The call was refused."'
+  if dialect == "ollama" then return '{"error":' .. message .. '}' end
+  local kind = ANTHROPIC[status] or (status >= "500" and "api_error" or "invalid_request_error")
+  local param = text_in_json(body, "param")
+  return '{"type":"error","error":{"type":"' .. kind .. '","message":' .. message
+    .. (param and ',"param":' .. param or "") .. '},"request_id":"' .. request_id .. '"}'
+end
+
+-- Gives an answer of 400 or more the form of the caller's dialect; without a body, the one it has.
+local function refuse(handle, headers, body)
+  local caller = handle:streamInfo():dynamicMetadata():get("infermesh.caller") or {}
+  -- Who was refused before this script saw the call is known by the route.
+  local dialect = caller["dialect"] or handle:metadata():get("dialect")
+  if dialect == nil or caller["grpc"] then
+    if body ~= nil then handle:body(true):setBytes(body) end
+    return
+  end
+  local status, request_id = headers:get(":status"), caller["request_id"] or ""
+  headers:replace("content-type", "application/json")
+  if dialect == "anthropic" and request_id ~= "" then headers:replace("request-id", request_id) end
+  local buffer = handle:body(true) -- it may be waited for: no other object of Envoy's lives past this
+  if body == nil then body = buffer:getBytes(0, math.min(buffer:length(), 16384)) end
+  buffer:setBytes(error_in(dialect, status, body, request_id))
+end
+
 local function cut_prompt(handle, form)
   local body = handle:body()
   if body == nil then return end
@@ -119,10 +179,16 @@ function envoy_on_request(handle)
     headers:remove("grpc-timeout")
     headers:remove("grpc-encoding")
   end
-  if headers:get(":method") ~= "POST" then return end
   local path = headers:get(":path")
   local query = path:find("?", 1, true)
   if query ~= nil then path = path:sub(1, query - 1) end
+  local dialect = dialect_of(path)
+  if dialect ~= nil then
+    local metadata = handle:streamInfo():dynamicMetadata()
+    metadata:set("infermesh.caller", "dialect", dialect)
+    metadata:set("infermesh.caller", "request_id", headers:get("x-request-id"))
+  end
+  if headers:get(":method") ~= "POST" then return end
   local form = PROMPTS[path]
   if form ~= nil then
     cut_prompt(handle, form)
@@ -139,7 +205,10 @@ function envoy_on_response(handle)
   local body = headers:get("x-mesh-error")
   if body == nil then
     local status = headers:get("grpc-status")
-    if status == nil or status == "0" then return end
+    if status == nil or status == "0" then
+      if headers:get(":status") >= "400" then refuse(handle, headers) end
+      return
+    end
     -- gRPC itself refused, before any service could say why.
     local kind, code = "invalid_request_error", "invalid_request"
     if headers:get(":status") >= "500" then kind, code = "server_error", "internal" end
@@ -154,5 +223,5 @@ function envoy_on_response(handle)
   headers:remove("grpc-message")
   headers:remove("grpc-status-details-bin")
   headers:replace("content-type", "application/json")
-  handle:body(true):setBytes(body)
+  refuse(handle, headers, body)
 end

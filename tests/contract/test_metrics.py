@@ -39,9 +39,8 @@ async def address(postgres_url: str) -> AsyncIterator[str]:
     async with serving(settings, make_app(settings)) as listening:
         engine = database.make_engine(postgres_url)
         async with engine.begin() as connection:
-            await connection.execute(
-                sa.text("TRUNCATE metrics.ledger, metrics.usage_daily, metrics.scope_totals")
-            )
+            tables = ", ".join(str(table) for table in metadata.sorted_tables)
+            await connection.execute(sa.text(f"TRUNCATE {tables}"))
         await engine.dispose()
         yield listening
 

@@ -50,21 +50,33 @@ class Connection:
         try:
             while chunk := self.socket.recv(65536):
                 self._buffer += chunk
-                self.socket.settimeout(min(wait_s, 0.25))
+                self.socket.settimeout(0.05 if self._has_ended() else min(wait_s, 0.25))
             self.is_over = True
         except TimeoutError:
             pass  # It stays open and says nothing.
         except ConnectionError:
             self.is_over = True
-        found = []
-        while len(self._buffer) >= 9:
-            size = int.from_bytes(self._buffer[:3], "big")
-            kind, flags, stream = struct.unpack(">BBI", self._buffer[3:9])
-            if len(self._buffer) < 9 + size:
-                break
-            found.append((kind, flags, stream, self._buffer[9 : 9 + size]))
-            self._buffer = self._buffer[9 + size :]
+        found, used = self._whole()
+        self._buffer = self._buffer[used:]
         return found
+
+    def _whole(self) -> tuple[list[tuple[int, int, int, bytes]], int]:
+        found, at = [], 0
+        while len(self._buffer) >= at + 9:
+            size = int.from_bytes(self._buffer[at : at + 3], "big")
+            if len(self._buffer) < at + 9 + size:
+                break
+            kind, flags, stream = struct.unpack(">BBI", self._buffer[at + 3 : at + 9])
+            found.append((kind, flags, stream, self._buffer[at + 9 : at + 9 + size]))
+            at += 9 + size
+        return found, at
+
+    def _has_ended(self) -> bool:
+        """Says whether the end of a stream or of the connection has come."""
+        return any(
+            kind in (RST, GOAWAY) or (kind in (HEADERS, DATA) and flags & END_STREAM)
+            for kind, flags, *_ in self._whole()[0]
+        )
 
     def answers(self, wait_s: float = 2.0) -> list[dict[bytes, bytes]]:
         """Returns the header blocks that come; trailers are blocks too."""

@@ -18,8 +18,7 @@ STREAM_METHOD = "/infermesh.inference.v1.InferenceService/StreamChat"
 
 
 def post(target: Target, body: bytes, path: str = "/v1/chat/completions") -> httpx.Response:
-    with target.mesh.http(target.user_key) as http:
-        return http.post(path, content=body, headers={"content-type": "application/json"})
+    return target.user.post(path, content=body, headers={"content-type": "application/json"})
 
 
 def ran(reply: httpx.Response) -> str | None:
@@ -165,9 +164,7 @@ def test_frames_of_messages(target: Target, what: str, kind: str) -> None:
         for name in (CHAT, EMBED)
     )
     headers = {"content-type": kind, "te": "trailers", "authorization": f"Bearer {target.user_key}"}
-    reply = httpx.post(
-        target.mesh.url + CHAT_METHOD, content=FRAMES[what](good, bad), headers=headers, timeout=20
-    )
+    reply = target.user.post(CHAT_METHOD, content=FRAMES[what](good, bad), headers=headers)
     assert reply.status_code < 500, reply.text
     assert EMBED.encode() not in reply.content.partition(b"grpc-status")[0] or reply.headers.get(
         "grpc-status"

@@ -47,11 +47,10 @@ def test_answers_and_refusals_can_be_read_by_the_page(target: Target) -> None:
 @pytest.mark.parametrize("origin", STRANGERS)
 def test_other_pages_are_told_nothing(target: Target, origin: str) -> None:
     url = f"{target.mesh.url}/v1/models"
-    reply = httpx.options(url, headers={**PREFLIGHT, "origin": origin})
+    reply = target.user.options(url, headers={**PREFLIGHT, "origin": origin, "authorization": ""})
     assert reply.status_code == 401
     assert not [name for name in reply.headers if name.startswith("access-control-")]
-    with target.mesh.http(target.user_key) as http:
-        reply = http.get("/v1/models", headers={"origin": origin})
+    reply = target.user.get("/v1/models", headers={"origin": origin})
     assert not [name for name in reply.headers if name.startswith("access-control-")]
 
 

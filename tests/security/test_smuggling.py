@@ -71,7 +71,7 @@ def _first(target: Target, headers: bytes, path: bytes = b"/v1/models") -> bytes
 @pytest.mark.parametrize("what", BAD)
 def test_shapes(target: Target, what: str) -> None:
     headers, body = BAD[what]
-    received = target.raw(_first(target, headers) + body, 1.5)
+    received = target.raw(_first(target, headers) + body, 0.8)
     seen = statuses(received)
     # What follows may be read as a request of its own, which has no key then.
     assert all(400 <= status < 500 for status in seen), received
@@ -83,14 +83,14 @@ def test_shapes(target: Target, what: str) -> None:
 )
 def test_frames_that_contradict_themselves_end_the_connection(target: Target, what: str) -> None:
     headers, body = BAD[what]
-    received = target.raw(_first(target, headers) + body + INNER, 1.5)
+    received = target.raw(_first(target, headers) + body + INNER, 0.8)
     assert statuses(received) in ([400], [501], [400, 400]), received
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r", b"\n\r", b"\r\r\n"])
 def test_lines_that_end_otherwise(target: Target, line_end: bytes) -> None:
     request = (_first(target, b"content-length: 0\r\n") + INNER).replace(b"\r\n", line_end)
-    seen = statuses(target.raw(request, 1.5))
+    seen = statuses(target.raw(request, 0.8))
     assert all(400 <= status < 500 for status in seen), seen
 
 
@@ -114,7 +114,7 @@ def test_lines_that_end_otherwise(target: Target, line_end: bytes) -> None:
 )
 def test_first_lines(target: Target, start: bytes) -> None:
     rest = b"host: x\r\ncontent-length: 0\r\n\r\n"
-    seen = statuses(target.raw(start + rest + INNER, 1.5))
+    seen = statuses(target.raw(start + rest + INNER, 0.8))
     assert all(400 <= status < 500 for status in seen), seen
 
 

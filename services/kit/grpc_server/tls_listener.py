@@ -103,7 +103,8 @@ class TlsListener:
 
     async def _listen(self, context: ssl.SSLContext) -> None:
         # Another context, not this one changed: what it trusted before can be taken out of none.
-        # A connection that waits in between is not lost, the socket is the same.
+        # A connection that waits in between is not lost, the socket is the same. (One that the loop
+        # of asyncio itself has half taken would be; uvloop takes them whole.)
         before = self._server
         self._server = await asyncio.get_running_loop().create_server(
             self._make,

@@ -207,7 +207,7 @@ class RedeemJoinTokenRequest(_message.Message):
 
     NODE_ID_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
-    """The node that wants to join; the key carries its name for people."""
+    """The node that wants to join. Its key carries the name, and gets certificates for no other."""
     def __init__(
         self,
         *,
