@@ -66,9 +66,23 @@ test: .venv/.installed-dev node_modules/.installed ## Runs all tests, the whole 
 	@cd .venv/peers/node && npm ci --loglevel=error --no-audit --no-fund
 	@touch $@
 
+.venv/.installed-clients: tests/clients/requirements.lock .venv/.installed-dev
+	@echo "Installing the clients that docs/clients.md shows into .venv/clients …"
+	@test -x .venv/clients/bin/python || $(PYTHON) -m venv .venv/clients
+	@.venv/clients/bin/python -m pip install --quiet --require-hashes -r tests/clients/requirements.lock
+	@touch $@
+
+.PHONY: test-clients
+test-clients: .venv/.installed-clients node_modules/.installed ## Runs every example of docs/clients.md, those with large libraries too.
+	$(BIN)/pytest tests/e2e/test_clients_docs.py
+
+.PHONY: test-openapi
+test-openapi: .venv/.installed-clients ## Calls a mesh of its own with 20,000 cases generated from /openapi.json; half an hour.
+	OPENAPI_CASES=20000 $(BIN)/pytest tests/e2e/test_openapi_cases.py -s --timeout 3600
+
 .PHONY: test-security
 test-security: .venv/.installed-dev ## Attacks a mesh of its own in ten ways, at random too; eight minutes at most.
-	SECURITY_ROUNDS=2000 $(BIN)/pytest tests/security --timeout 300
+	SECURITY_ROUNDS=1000 $(BIN)/pytest tests/security --timeout 300
 
 .PHONY: bench
 bench: .venv/.installed-peers ## Measures the mesh beside its peers, in one run (needs wrk); half an hour.
@@ -93,6 +107,10 @@ bench-grpc: .venv/.installed-dev ## Measures what a call costs our gRPC server a
 .PHONY: bench-limits
 bench-limits: .venv/.installed-dev ## Shows that limits are exact over three replicas, and what they cost; four minutes.
 	$(BIN)/python tests/bench/limits.py
+
+.PHONY: bench-cancellation
+bench-cancellation: .venv/.installed-dev ## Measures how soon the engine stops when callers leave; two minutes.
+	$(BIN)/python tests/bench/cancellation.py
 
 .PHONY: bench-tls
 bench-tls: .venv/.installed-dev ## Compares a mesh with TLS to one without (needs wrk); three minutes.

@@ -7,14 +7,19 @@
 --                 every refusal, whoever's it is, the form of the dialect that the path belongs to
 --                 (services/kit/dialects.py has its twin)
 
--- Where routing finds prompts: 0 in JSON, 1 in a ChatRequest, 2 in a message around one.
+-- Where routing finds prompts: 0 in JSON, 1 behind the model of a message, 2 in a message around one.
 local PROMPTS = {
   ["/v1/chat/completions"] = 0,
   ["/v1/completions"] = 0,
+  ["/infermesh.inference.v1.OpenAIService/CreateChatCompletion"] = 0, -- the JSON in an HttpBody
   ["/v1/messages"] = 0,
   ["/v1/messages/count_tokens"] = 0,
+  ["/api/chat"] = 0,
+  ["/api/generate"] = 0,
   ["/infermesh.inference.v1.InferenceService/Chat"] = 1,
   ["/infermesh.inference.v1.InferenceService/StreamChat"] = 2,
+  ["/infermesh.inference.v1.InferenceService/Complete"] = 1,
+  ["/infermesh.inference.v1.InferenceService/StreamComplete"] = 1,
 }
 -- Anthropic's words for statuses.
 local ANTHROPIC = {
@@ -30,8 +35,20 @@ local ANTHROPIC = {
 -- Whose bodies are prompts as a whole.
 local WHOLE = {
   ["/v1/embeddings"] = true,
+  ["/api/embed"] = true,
+  ["/api/embeddings"] = true,
+  ["/v1/responses"] = true,
   ["/infermesh.embeddings.v1.EmbeddingsService/Embed"] = true,
   ["/infermesh.inference.v1.InferenceService/Embed"] = true,
+  ["/infermesh.inference.v1.InferenceService/Rerank"] = true,
+  ["/infermesh.inference.v1.InferenceService/CountTokens"] = true,
+  ["/infermesh.inference.v1.InferenceService/Tokenize"] = true,
+  ["/infermesh.inference.v1.InferenceService/Detokenize"] = true,
+  ["/v1/rerank"] = true,
+  ["/v2/rerank"] = true,
+  ["/rerank"] = true,
+  ["/tokenize"] = true,
+  ["/detokenize"] = true,
 }
 -- Which bytes of a prompt routing sees; services/routing/prompt.py says why.
 local HEAD, SAMPLE, SAMPLES = 4096, 64, {}
@@ -49,7 +66,7 @@ local function start_in_json(body, size)
   end
 end
 
--- Returns what follows the model in a ChatRequest, from 0. Lengths differ from call to
+-- Returns what follows the model in a typed request, from 0. Lengths differ from call to
 -- call, so what they stand before is left out.
 local function start_in_grpc(body, size, depth)
   local head = body:getBytes(0, math.min(size, 1024))
@@ -69,36 +86,6 @@ local function start_in_grpc(body, size, depth)
   end
   if at > size then return nil end
   return at - 1
-end
-
--- The list as it stands in the body's first or last 4 KiB; json_to_metadata knows no lists.
-local function fallback_models(body, size)
-  for _, from in ipairs({0, size - 4096}) do
-    if from >= 0 then
-      local text = body:getBytes(from, math.min(size, 4096))
-      local _, at = text:find('"fallback_models"', 1, true)
-      local list = at and text:match("^%s*:%s*(%b[])", at + 1)
-      if list ~= nil then return list end
-    end
-  end
-end
-
--- Whether the body lists tools: json_to_metadata knows no lists, and takes a constant for
--- what is not there too. Clients write them after the messages, and they may be long.
-local function has_tools(body, size)
-  for _, from in ipairs({0, math.max(size - 32768, 4032)}) do
-    if from < size then
-      local text = body:getBytes(from, math.min(size - from, from == 0 and 4096 or 32768))
-      local at = 1
-      repeat
-        local _, last = text:find('"tools"', at, true)
-        if last == nil then break end
-        at = last + 1
-        if text:find("^%s*:%s*%[%s*{", at) ~= nil then return true end
-      until false
-    end
-  end
-  return false
 end
 
 -- Whose paths these are; OpenAI's and the mesh's own are nobody's.
@@ -126,7 +113,8 @@ local function error_in(dialect, status, body, request_id)
   local kind = ANTHROPIC[status] or (status >= "500" and "api_error" or "invalid_request_error")
   local param = text_in_json(body, "param")
   return '{"type":"error","error":{"type":"' .. kind .. '","message":' .. message
-    .. (param and ',"param":' .. param or "") .. '},"request_id":"' .. request_id .. '"}'
+    .. (param and ',"param":' .. param or "") .. '},"request_id":'
+    .. (request_id and '"' .. request_id .. '"' or "null") .. "}"
 end
 
 -- Gives an answer of 400 or more the form of the caller's dialect; without a body, the one it has.
@@ -138,26 +126,21 @@ local function refuse(handle, headers, body)
     if body ~= nil then handle:body(true):setBytes(body) end
     return
   end
-  local status, request_id = headers:get(":status"), caller["request_id"] or ""
+  local status, request_id = headers:get(":status"), caller["request_id"]
   headers:replace("content-type", "application/json")
-  if dialect == "anthropic" and request_id ~= "" then headers:replace("request-id", request_id) end
+  if dialect == "anthropic" and request_id ~= nil then headers:replace("request-id", request_id) end
   local buffer = handle:body(true) -- it may be waited for: no other object of Envoy's lives past this
   if body == nil then body = buffer:getBytes(0, math.min(buffer:length(), 16384)) end
   buffer:setBytes(error_in(dialect, status, body, request_id))
 end
 
-local function cut_prompt(handle, form)
+local function cut_prompt(handle, form, dialect)
   local body = handle:body()
   if body == nil then return end
   local size = body:length()
   local start
   if form == 0 then start = start_in_json(body, size) else start = start_in_grpc(body, size, form) end
   local metadata = handle:streamInfo():dynamicMetadata()
-  local models = form == 0 and fallback_models(body, size)
-  if form == 0 and has_tools(body, size) then metadata:set("infermesh.prompt", "tools", true) end
-  if models then -- apart from the prompt, for auth reads it too
-    metadata:set("infermesh.fallbacks", "models", handle:base64Escape(models))
-  end
   metadata:set("infermesh.request", "prompt_bytes", size) -- tools are tokens too
   if start == nil then return end
   size = size - start
@@ -166,7 +149,12 @@ local function cut_prompt(handle, form)
     if at + SAMPLE > size then break end
     pieces[#pieces + 1] = body:getBytes(start + at, SAMPLE)
   end
-  metadata:set("infermesh.prompt", "text", handle:base64Escape(table.concat(pieces)))
+  local text = table.concat(pieces)
+  -- Routing knows OpenAI's word for pictures.
+  if dialect == "anthropic" and text:find('"type"%s*:%s*"image"') then
+    metadata:set("infermesh.prompt", "vision", true)
+  end
+  metadata:set("infermesh.prompt", "text", handle:base64Escape(text))
   metadata:set("infermesh.prompt", "size", size)
 end
 
@@ -191,7 +179,7 @@ function envoy_on_request(handle)
   if headers:get(":method") ~= "POST" then return end
   local form = PROMPTS[path]
   if form ~= nil then
-    cut_prompt(handle, form)
+    cut_prompt(handle, form, dialect)
   elseif WHOLE[path] then
     local body = handle:body()
     if body ~= nil then

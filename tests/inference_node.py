@@ -226,6 +226,7 @@ class Node:
 
     def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
         self.address = address
+        self.channel = channel
         self.openai = openai_service_pb2_grpc.OpenAIServiceStub(channel)
         self.typed = inference_service_pb2_grpc.InferenceServiceStub(channel)
         self.health = health_pb2_grpc.HealthStub(channel)

@@ -25,6 +25,9 @@ SERVICE_NAME = "envoy.service.accesslog.v3.AccessLogService"
 _REFUSED = frozenset({"3", "5", "7", "8", "9", "12", "14", "16"})
 _REFUSED_HTTP = frozenset({400, 401, 403, 404, 409, 413, 415, 422, 429, 503})
 
+# CANCELLED and DEADLINE_EXCEEDED: a gRPC caller says how long a node may work.
+_LEFT = frozenset({"1", "4"})
+
 
 def add_to_server(limiter: Limiter, stopping: asyncio.Event, server: grpc.aio.Server) -> None:
     """Serves Envoy's access log.
@@ -62,7 +65,9 @@ async def _read(requests: AsyncIterator[Any], limiter: Limiter) -> None:
         for entry in message.http_logs.log_entry:
             request_id = entry.request.request_id
             if request_id:
-                limiter.release(request_id, reached_node=reached_engine(entry))
+                limiter.release(
+                    request_id, reached_node=reached_engine(entry), caller_left=caller_left(entry)
+                )
 
 
 def reached_engine(entry: Any) -> bool:
@@ -81,3 +86,24 @@ def reached_engine(entry: Any) -> bool:
     if status:
         return status not in _REFUSED
     return response.response_code.value not in _REFUSED_HTTP
+
+
+def caller_left(entry: Any) -> bool:
+    """Says whether it was the caller who ended a call: left, waited too short, or did not read.
+
+    The node's and the engine's failures are not the caller's to pay.
+    """
+    response = entry.response
+    if response.response_code_details == "via_upstream":
+        status = response.response_headers.get("grpc-status", "")
+        return (status or response.response_trailers.get("grpc-status", "")) in _LEFT
+    flags = entry.common_properties.response_flags
+    return bool(
+        flags.downstream_connection_termination
+        or flags.downstream_remote_reset
+        or flags.downstream_protocol_error
+        or flags.stream_idle_timeout
+        or flags.duration_timeout
+        # A gRPC caller's own deadline; it sets no flag.
+        or response.response_code_details == "max_duration_timeout"
+    )

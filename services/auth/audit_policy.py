@@ -10,7 +10,6 @@ JOINS = frozenset(
         "/infermesh.registry.v1.NodeService/AttachNode",
         "/infermesh.auth.v1.JoinTokenService/RedeemJoinToken",
         "/infermesh.auth.v1.CertificateService/IssueNodeCertificate",
-        "/infermesh.auth.v1.CertificateService/IssueNodeCertificate",
     }
 )
 """The RPCs by which a machine joins, and gets what it joins with."""

@@ -198,7 +198,8 @@ class Decider:
             role,
             model,
             # Only routing knows what else may answer, be it a fallback or the target of an alias.
-            globs.text if model and globs is not None else "",
+            # Calls that name no model need it too: the list of models shows what the key may use.
+            globs.text if globs is not None else "",
             project=project,
             guardrails=guardrails,
             audits_body=self._audits_bodies,

@@ -9,7 +9,7 @@ import orjson
 from services.auth import errors
 from services.kit.globs import ModelGlobs
 
-# Filled by Envoy's `json_to_metadata`: `model` is a string, `body` is `invalid` for what it cannot
+# Filled by envoy/fields.lua: `model` is a string, `body` is `invalid` for what it cannot
 # read. To it that includes every body that is not declared as JSON, and so all of gRPC's.
 _REST_NAMESPACE = "infermesh.request"
 

@@ -12,15 +12,17 @@ from typing import Any, NamedTuple
 
 from infermesh.metrics.v1 import price_service_pb2
 
-# Filled by Envoy's Lua and `json_to_metadata`: numbers.
+# Filled by envoy/fields.lua and front.lua: numbers.
 _REST_NAMESPACE = "infermesh.request"
 _PROMPT_BYTES = "prompt_bytes"
 _REST_MAX = ("max_completion_tokens", "max_tokens")
-_REST_COUNT = "n"
+_REST_COUNT = ("n", "best_of")
+_REST_PROMPTS = "prompts"
 
 # Filled by `grpc_field_extraction`: a list with one text for each field path.
 _GRPC_NAMESPACE = "envoy.filters.http.grpc_field_extraction"
-_GRPC_MAX = ("max_tokens", "chat.max_tokens")
+_GRPC_MAX = ("max_tokens", "max_completion_tokens")
+_GRPC_MAX += tuple(f"chat.{name}" for name in _GRPC_MAX)
 _GRPC_COUNT = ("n", "chat.n")
 
 _MAX_ANSWERS = 128
@@ -32,7 +34,17 @@ PROMPT_ONLY = frozenset(
     {
         "/infermesh.embeddings.v1.EmbeddingsService/CreateEmbeddings",
         "/infermesh.embeddings.v1.EmbeddingsService/Embed",
+        "/infermesh.embeddings.v1.OllamaEmbeddingsService/EmbedPrompt",
+        "/infermesh.embeddings.v1.OllamaEmbeddingsService/EmbedTexts",
+        "/infermesh.inference.v1.AnthropicService/CountMessageTokens",
+        "/infermesh.inference.v1.InferenceService/CountTokens",
+        "/infermesh.inference.v1.InferenceService/Detokenize",
         "/infermesh.inference.v1.InferenceService/Embed",
+        "/infermesh.inference.v1.InferenceService/Rerank",
+        "/infermesh.inference.v1.InferenceService/Tokenize",
+        "/infermesh.inference.v1.OpenAIService/CreateRerank",
+        "/infermesh.inference.v1.OpenAIService/Detokenize",
+        "/infermesh.inference.v1.OpenAIService/Tokenize",
     }
 )
 """The RPCs that make no tokens."""
@@ -84,8 +96,10 @@ class Estimator:
             found = metadata.get(_GRPC_NAMESPACE)
             most, count = _texts(found, _GRPC_MAX), _texts(found, _GRPC_COUNT)
         else:
-            most, count = _number(said, *_REST_MAX), _number(said, _REST_COUNT)
+            most, count = _number(said, *_REST_MAX), _number(said, *_REST_COUNT)
         answers = min(count, _MAX_ANSWERS) or 1
+        if not is_grpc:
+            answers *= min(_number(said, _REST_PROMPTS), self._bound) or 1
         made = answers * min(most or self._default_max, self._bound)
         return Reservation(prompt, min(made, self._bound - prompt))
 
@@ -102,16 +116,16 @@ def _number(said: Any, *names: str) -> int:
 
 
 def _texts(found: Any, names: Iterable[str]) -> int:
-    if found is not None:
-        for name in names:
-            field = found.fields.get(name)
-            if field is not None and field.list_value.values:
-                value = field.list_value.values[0]
-                text = value.string_value
-                if text.isascii() and text.isdecimal() and len(text) < 17:
-                    return int(text)
-                return int(max(0.0, value.number_value))
-    return 0
+    """Returns the largest of these fields that is a number above 0; 0 where none is."""
+    largest = 0.0
+    for name in names if found is not None else ():
+        field = found.fields.get(name)
+        if field is not None and field.list_value.values:
+            value = field.list_value.values[0]
+            text = value.string_value
+            is_number = text.isascii() and text.isdecimal() and len(text) < 17
+            largest = max(largest, int(text) if is_number else value.number_value)
+    return int(largest)
 
 
 class _Price(NamedTuple):

@@ -25,7 +25,7 @@ from services.auth.limiting.contract import (
     Use,
     Wanted,
 )
-from services.auth.limiting.metrics_totals import scope_message, total_of
+from services.auth.limiting.metrics_totals import scope_message, scope_string, total_of
 from services.auth.limits import LimitBook, Limits, LimitStore, Scope
 from services.auth.limits_gate import LimitGate
 from services.auth.limits_replies import decimal_text, usd_text
@@ -143,7 +143,9 @@ class LimitServicer(limit_service_pb2_grpc.LimitServiceServicer):
         ]
         try:
             alerts = await self._limiter.settle(
-                settlements, [total_of(each) for each in request.totals], self._book.find
+                settlements,
+                [total_of(each) for each in request.totals if self._is_limited(each)],
+                self._book.find,
             )
         except LimiterAwayError:
             raise _away() from None
@@ -171,6 +173,17 @@ class LimitServicer(limit_service_pb2_grpc.LimitServiceServicer):
         )
         message.since.FromNanoseconds(int(status.since * 1e9))
         return message
+
+    def _is_limited(self, total: pb.ScopeTotal) -> bool:
+        """Says whether anything is decided by a total; of eight that a call changes mostly none is.
+
+        A limit that is set later brings its total along.
+        """
+        limits = self._book.find(scope_string(total.scope))
+        if limits is None:
+            return False
+        is_day = total.period == pb.LIMIT_PERIOD_DAY
+        return (limits.tokens_per_day if is_day else limits.usd_per_month) is not None
 
     async def _refresh(self, limits: Limits) -> None:
         """Brings what the ledger has of a scope to Redis.

@@ -15,7 +15,7 @@ from services.kit import tls
 REPOSITORY = Path(__file__).parents[2]
 
 # Offsets from the base port.
-_AUTH, _REGISTRY, _ROUTING, _EMBEDDINGS, _METRICS, _INTERNAL = 1, 2, 3, 4, 5, 9
+_AUTH, _REGISTRY, _ROUTING, _EMBEDDINGS, _METRICS, _JOBS, _INTERNAL = 1, 2, 3, 4, 5, 6, 9
 _POSTGRES, _REDIS, _NODE, _ENGINE = 10, 11, 21, 41
 
 CHAT_MODEL = "smollm2-135m"
@@ -119,12 +119,13 @@ class Stack:
                     ("routing", _ROUTING),
                     ("embeddings", _EMBEDDINGS),
                     ("metrics", _METRICS),
+                    ("jobs", _JOBS),
                 )
             },
             **{name: self._at(_NODE + i) for name, i, _ in nodes},
         }
         after_database = (postgres.part.name,)
-        services = ("auth", "registry", "routing", "embeddings", "metrics")
+        services = ("auth", "registry", "routing", "embeddings", "metrics", "jobs")
         self.tls.prepare(services, [name for name, _, _ in nodes])
         return [
             postgres.part,
@@ -182,6 +183,16 @@ class Stack:
                     "METRICS_ADDRESS": self._at(_METRICS),
                     "REDIS_URL": redis.url,
                 },
+            ),
+            self._service(
+                "jobs",
+                _JOBS,
+                {
+                    "DATABASE_URL": database_url,
+                    "INFERENCE_ADDRESS": self._at(_INTERNAL),
+                    "AUTH_ADDRESS": self._at(_AUTH),
+                },
+                after_database,
             ),
             *(self._node(name, i) for name, i, _ in nodes),
             self._envoy(),
@@ -270,6 +281,7 @@ class Stack:
             "ROUTING": _ROUTING,
             "EMBEDDINGS": _EMBEDDINGS,
             "METRICS": _METRICS,
+            "JOBS": _JOBS,
         }
         values = {
             # Relative to the state folder: a socket's path may have 107 bytes at most.
@@ -281,7 +293,9 @@ class Stack:
             "INTERNAL_HOST": "127.0.0.1",
             "INTERNAL_PORT": str(self._port(_INTERNAL)),
             "LUA": str(REPOSITORY / "envoy" / "front.lua"),
+            "LUA_FIELDS": str(REPOSITORY / "envoy" / "fields.lua"),
             "DESCRIPTORS": str(REPOSITORY / "gen" / "infermesh.binpb"),
+            "API_DIR": str(REPOSITORY / "gen" / "api"),
         }
         for name, offset in services.items():
             values[f"{name}_HOST"] = "127.0.0.1"

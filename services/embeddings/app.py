@@ -2,14 +2,17 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from infermesh.embeddings.v1 import embeddings_service_pb2_grpc
+from infermesh.embeddings.v1 import (
+    embeddings_service_pb2_grpc,
+    ollama_embeddings_service_pb2_grpc,
+)
 from infermesh.metrics.v1 import usage_service_pb2_grpc
 from services.embeddings.accounting import Accounting
 from services.embeddings.batcher import Batcher, Limits
@@ -17,8 +20,9 @@ from services.embeddings.cache import RedisCache
 from services.embeddings.embedder import Embedder
 from services.embeddings.node import EmbeddingNodes
 from services.embeddings.servicer import EmbeddingsServicer
+from services.embeddings.servicer_ollama import OllamaEmbeddingsServicer
 from services.embeddings.settings import EmbeddingsSettings
-from services.kit import tls
+from services.kit import globs, tls
 from services.kit.audit_inference import InferenceAudit
 from services.kit.audit_sender import auth_channel, reporting
 from services.kit.channels import open_channel
@@ -66,13 +70,30 @@ def make_app(settings: EmbeddingsSettings) -> App:
             guard = PromptGuard()
             stack.callback(guard.close)
             cache = RedisCache(client, ttl_s=settings.cache_ttl_s, clock=time.monotonic)
-            embeddings_service_pb2_grpc.add_EmbeddingsServiceServicer_to_server(
-                EmbeddingsServicer(Embedder(cache, batcher), Accounting(spool), guard, audit),
-                guarded(server),
+            accounting = Accounting(spool)
+            servicer = EmbeddingsServicer(
+                Embedder(cache, batcher, _cutting(settings.matryoshka_models)),
+                accounting,
+                guard,
+                audit,
             )
-            yield ("infermesh.embeddings.v1.EmbeddingsService",)
+            embeddings_service_pb2_grpc.add_EmbeddingsServiceServicer_to_server(
+                servicer, guarded(server)
+            )
+            ollama_embeddings_service_pb2_grpc.add_OllamaEmbeddingsServiceServicer_to_server(
+                OllamaEmbeddingsServicer(servicer, accounting), guarded(server)
+            )
+            yield (
+                "infermesh.embeddings.v1.EmbeddingsService",
+                "infermesh.embeddings.v1.OllamaEmbeddingsService",
+            )
 
     return app
+
+
+def _cutting(patterns: str) -> Callable[[str], bool]:
+    # Without patterns `globs.read` would allow all.
+    return globs.read(patterns).allow if patterns else lambda model: False
 
 
 def _channel(address: str, peer: str, settings: EmbeddingsSettings) -> grpc.aio.Channel:

@@ -13,20 +13,21 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from infermesh.errors.v1 import errors_pb2
-from services.embeddings.vectors import Vector
+from services.embeddings.vectors import Input, Vector
 from services.kit.errors import MeshError
 
 log = logging.getLogger(__name__)
 
-Call = Callable[[str, Sequence[str], str], Awaitable[Sequence[Vector]]]
-"""Takes model, texts and request id to a node; returns a vector for each text."""
+Call = Callable[[str, Sequence[Input], str, int | None], Awaitable[Sequence[Vector]]]
+"""Takes model, texts (or the tokens of all), request id and dimensions (None is all) to a node;
+returns a vector for each text."""
 
 MAX_WAITING_TEXTS = 20_000
 """Over all models; a call that would exceed it is refused."""
 
 _MAX_BATCH_CHARS = 1024 * 1024
 
-_INDEX = re.compile(r"inputs?\[(\d+)\]")
+_INDEX = re.compile(r"(?:token_)?inputs?\[(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,12 @@ class Limits:
 class _Job:
     """What is to be done for one request."""
 
-    texts: Mapping[str, str]
+    texts: Mapping[Input, str]
     request_id: str
-    done: asyncio.Future[Mapping[str, Vector]]
-    vectors: dict[str, Vector] = field(default_factory=dict)
+    done: asyncio.Future[Mapping[Input, Vector]]
+    vectors: dict[Input, Vector] = field(default_factory=dict)
 
-    def add(self, text: str, vector: Vector) -> None:
+    def add(self, text: Input, vector: Vector) -> None:
         self.vectors[text] = vector
         if len(self.vectors) == len(self.texts) and not self.done.done():
             self.done.set_result(self.vectors)
@@ -57,7 +58,10 @@ class _Job:
             self.done.set_exception(error)
 
 
-_Batch = dict[str, list[_Job]]
+_Batch = dict[Input, list[_Job]]
+
+_Kind = tuple[str, int | None, bool]
+"""What goes together: the model, the dimensions, and whether tokens stand for texts."""
 
 
 class Batcher:
@@ -66,11 +70,15 @@ class Batcher:
     def __init__(self, call: Call, limits: Limits) -> None:
         self._call = call
         self._limits = limits
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[_Kind, _Lane] = {}
 
     async def embed(
-        self, model: str, texts: Mapping[str, str], request_id: str
-    ) -> Mapping[str, Vector]:
+        self,
+        model: str,
+        texts: Mapping[Input, str],
+        request_id: str,
+        dimensions: int | None = None,
+    ) -> Mapping[Input, Vector]:
         """Returns the vectors of the texts.
 
         Cancelling takes texts that have not been sent out of the batch, and stops a call that
@@ -78,9 +86,11 @@ class Batcher:
 
         Args:
             model: The model's name.
-            texts: Each text once, with the name of the field that it came in. An error that lies
-                in a text names that field. Example: `{"hello": "input[0]"}`.
+            texts: Each text once, with the name of the field that it came in; all texts or all
+                tokens. An error that lies in a text names that field. Example:
+                `{"hello": "input[0]"}`.
             request_id: The id that the call carries if this request is the batch's first.
+            dimensions: How many components the vectors are to have; None is all.
 
         Raises:
             MeshError: The node's refusal or failure; `NO_NODE_AVAILABLE` when too much waits.
@@ -91,9 +101,10 @@ class Batcher:
                 errors_pb2.ERROR_REASON_NO_NODE_AVAILABLE,
                 "Too many texts wait to be embedded; try again later.",
             )
-        lane = self._lanes.get(model)
+        kind = (model, dimensions, not isinstance(next(iter(texts)), str))
+        lane = self._lanes.get(kind)
         if lane is None:
-            lane = self._lanes[model] = _Lane(model, self._call, self._limits, self._drop_lane)
+            lane = self._lanes[kind] = _Lane(kind, self._call, self._limits, self._drop_lane)
         job = _Job(texts, request_id, asyncio.get_running_loop().create_future())
         lane.add(job)
         try:
@@ -108,22 +119,22 @@ class Batcher:
 
     def _drop_lane(self, lane: "_Lane") -> None:
         # A lane may hear of the end of its last request when the next has its successor.
-        if self._lanes.get(lane.model) is lane:
-            del self._lanes[lane.model]
+        if self._lanes.get(lane.kind) is lane:
+            del self._lanes[lane.kind]
 
 
 class _Lane:
-    """The texts that wait for one model, and the calls that are under way for it."""
+    """The texts that wait for one model and form, and the calls that are under way for them."""
 
     def __init__(
-        self, model: str, call: Call, limits: Limits, on_empty: "Callable[[_Lane], None]"
+        self, kind: _Kind, call: Call, limits: Limits, on_empty: "Callable[[_Lane], None]"
     ) -> None:
-        self.model = model
+        self.kind = kind
         self._call = call
         self._limits = limits
         self._on_empty = on_empty
         self._loop = asyncio.get_running_loop()
-        self._queue: OrderedDict[_Job, deque[str]] = OrderedDict()
+        self._queue: OrderedDict[_Job, deque[Input]] = OrderedDict()
         self._running: dict[asyncio.Task[None], _Batch] = {}
         self._timer: asyncio.Handle | None = None
         self.waiting = 0
@@ -199,7 +210,8 @@ class _Lane:
     async def _run(self, batch: _Batch) -> None:
         jobs = _jobs(batch)
         try:
-            vectors = await self._call(self.model, list(batch), jobs[0].request_id)
+            model, dimensions, _ = self.kind
+            vectors = await self._call(model, list(batch), jobs[0].request_id, dimensions)
             answers = list(zip(vectors, batch.items(), strict=True))
         except MeshError as error:
             # A refusal may lie in one text: only the request that it belongs to may see it.
@@ -242,7 +254,7 @@ def _copy(error: MeshError, param: str | None) -> MeshError:
     return MeshError(error.reason, error.message, param=param, metadata=error.metadata)
 
 
-def _translated(error: MeshError, sent: Sequence[str], job: _Job) -> MeshError:
+def _translated(error: MeshError, sent: Sequence[Input], job: _Job) -> MeshError:
     """Returns the error with the field of the request in place of that of the batch.
 
     The place in the batch is taken out of the metadata too: it says how many texts others sent.

@@ -1,6 +1,8 @@
 """Keeps vectors in Redis; the service works without it.
 
-    key:   `emb:1:` and a 20-byte BLAKE2b of tenant, model and text, each with its length before it
+    key:   `emb:1:` and a 20-byte BLAKE2b of tenant, model and text, each with its length before it;
+           after them `tokens` where tokens stand for the text (u32 each), and the dimensions
+           where they are not all
     value: u32 tokens │ float32 …        (little-endian)
 
 The tenant is part of the key although it changes no vector: a shared entry would tell one tenant,
@@ -16,7 +18,7 @@ from typing import Protocol, cast
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from services.embeddings.vectors import Vector
+from services.embeddings.vectors import Input, Vector
 
 log = logging.getLogger(__name__)
 
@@ -28,10 +30,18 @@ _RETRY_S = 1.0
 class Cache(Protocol):
     """Remembers vectors; may forget any of them at any time. It never fails."""
 
-    async def get(self, tenant: str, model: str, texts: Sequence[str]) -> list[Vector | None]:
-        """Returns the vectors that are known, None for each that is not."""
+    async def get(
+        self, tenant: str, model: str, texts: Sequence[Input], dimensions: int | None = None
+    ) -> list[Vector | None]:
+        """Returns the vectors of so many dimensions that are known, None for each that is not."""
 
-    async def put(self, tenant: str, model: str, vectors: Mapping[str, Vector]) -> None:
+    async def put(
+        self,
+        tenant: str,
+        model: str,
+        vectors: Mapping[Input, Vector],
+        dimensions: int | None = None,
+    ) -> None:
         """Remembers the vectors of texts."""
 
 
@@ -53,12 +63,14 @@ class RedisCache:
         self._is_down = False
         self._next_try = 0.0
 
-    async def get(self, tenant: str, model: str, texts: Sequence[str]) -> list[Vector | None]:
-        """Returns the vectors that are known, None for each that is not."""
+    async def get(
+        self, tenant: str, model: str, texts: Sequence[Input], dimensions: int | None = None
+    ) -> list[Vector | None]:
+        """Returns the vectors of so many dimensions that are known, None for each that is not."""
         if not self._may_try():
             return [None] * len(texts)
         try:
-            keys = [_key(tenant, model, text) for text in texts]
+            keys = [_key(tenant, model, text, dimensions) for text in texts]
             values = cast("list[bytes | None]", await self._client.mget(keys))
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(error)
@@ -66,14 +78,20 @@ class RedisCache:
         self._succeeded()
         return [None if value is None else _decode(value) for value in values]
 
-    async def put(self, tenant: str, model: str, vectors: Mapping[str, Vector]) -> None:
+    async def put(
+        self,
+        tenant: str,
+        model: str,
+        vectors: Mapping[Input, Vector],
+        dimensions: int | None = None,
+    ) -> None:
         """Remembers the vectors of texts."""
         if self._is_down:
             return
         pipeline = self._client.pipeline(transaction=False)
         for text, vector in vectors.items():
             value = _LENGTH.pack(vector.tokens) + vector.data
-            pipeline.set(_key(tenant, model, text), value, ex=self._ttl_s)
+            pipeline.set(_key(tenant, model, text, dimensions), value, ex=self._ttl_s)
         try:
             await pipeline.execute()
         except (RedisError, OSError, TimeoutError) as error:
@@ -101,10 +119,16 @@ class RedisCache:
         self._is_down = False
 
 
-def _key(tenant: str, model: str, text: str) -> bytes:
+def _key(tenant: str, model: str, text: Input, dimensions: int | None) -> bytes:
     digest = hashlib.blake2b(digest_size=20)
-    for part in (tenant, model, text):
-        data = part.encode()
+    parts = [tenant.encode(), model.encode()]
+    if isinstance(text, str):
+        parts.append(text.encode())
+    else:
+        parts += [struct.pack(f"<{len(text)}I", *text), b"tokens"]
+    if dimensions is not None:
+        parts.append(_LENGTH.pack(dimensions))
+    for data in parts:
         digest.update(_LENGTH.pack(len(data)))
         digest.update(data)
     return _PREFIX + digest.digest()

@@ -8,7 +8,7 @@ import grpc
 
 from infermesh.errors.v1 import errors_pb2
 from infermesh.inference.v1 import inference_service_pb2, inference_service_pb2_grpc
-from services.embeddings.vectors import Vector
+from services.embeddings.vectors import Input, Vector
 from services.kit import headers
 from services.kit.errors import MeshError, from_rpc_error
 
@@ -30,18 +30,33 @@ class EmbeddingNodes:
         self._stub = inference_service_pb2_grpc.InferenceServiceStub(channel)
         self._timeout_s = timeout_s
 
-    async def embed(self, model: str, texts: Sequence[str], request_id: str) -> list[Vector]:
+    async def embed(
+        self, model: str, texts: Sequence[Input], request_id: str, dimensions: int | None = None
+    ) -> list[Vector]:
         """Returns a vector for each text, with the tokens that the node counted for it.
 
+        Args:
+            model: The model's name.
+            texts: All texts, or the tokens of all.
+            request_id: The id that the call carries.
+            dimensions: How many components the vectors are to have; None is all.
+
         Raises:
-            MeshError: The node's refusal, or why none answered.
+            MeshError: The node's refusal, or why none answered; `UNSUPPORTED` where the engine
+                pays no heed to `dimensions`.
         """
         if not (model.isascii() and model.isprintable()):
             # No model of the catalogue has such a name, and no header can carry it.
             raise _model_not_found(model)
+        request = inference_service_pb2.EmbedRequest(model=model, dimensions=dimensions)
+        for text in texts:
+            if isinstance(text, str):
+                request.inputs.append(text)
+            else:
+                request.token_inputs.add(ids=text)
         try:
             response = await self._stub.Embed(
-                inference_service_pb2.EmbedRequest(model=model, inputs=texts),
+                request,
                 metadata=((headers.MODEL, model), (headers.REQUEST_ID, request_id)),
                 timeout=self._timeout_s,
             )
@@ -49,7 +64,14 @@ class EmbeddingNodes:
             raise from_rpc_error(error) or _local_reply(error, model) from None
         if len(response.embeddings) != len(texts):
             raise _broken("The node answered with another number of vectors than it was asked for.")
-        return [_vector(embedding) for embedding in response.embeddings]
+        vectors = [_vector(embedding) for embedding in response.embeddings]
+        if dimensions is not None and any(vector.size != dimensions for vector in vectors):
+            raise MeshError(
+                _R.ERROR_REASON_UNSUPPORTED,
+                f"The engine of the model `{model}` does not cut vectors to `dimensions`.",
+                param="dimensions",
+            )
+        return vectors
 
 
 def _vector(embedding: inference_service_pb2.Embedding) -> Vector:

@@ -7,10 +7,14 @@ from typing import Any, NamedTuple, NoReturn
 import orjson
 
 from infermesh.errors.v1 import errors_pb2
-from services.embeddings.vectors import Vector
+from services.embeddings.vectors import Input, Vector
 from services.kit.errors import MeshError
 
 MAX_INPUTS = 2048
+MAX_DIMENSIONS = 65_536
+MAX_TOKENS = 1_000_000
+"""Of one input."""
+_MAX_TOKEN = 2**31 - 1
 _MAX_MODEL_CHARS = 200
 
 
@@ -18,8 +22,9 @@ class EmbeddingsRequest(NamedTuple):
     """A request that was checked."""
 
     model: str
-    inputs: Sequence[str]
+    inputs: Sequence[Input]
     is_base64: bool
+    dimensions: int | None = None
 
 
 def parse(body: bytes) -> EmbeddingsRequest:
@@ -42,9 +47,13 @@ def parse(body: bytes) -> EmbeddingsRequest:
     encoding = request.get("encoding_format")
     if encoding not in (None, "float", "base64"):
         _refuse("encoding_format", "`encoding_format` must be `float` or `base64`.")
-    if request.get("dimensions") is not None:
-        _refuse("dimensions", "`dimensions` is not supported: the model's size is fixed.")
-    return EmbeddingsRequest(model, _inputs(request.get("input")), encoding == "base64")
+    dimensions = request.get("dimensions")
+    if dimensions is not None and not (
+        type(dimensions) is int and 0 < dimensions <= MAX_DIMENSIONS
+    ):
+        _refuse("dimensions", f"`dimensions` must be an integer from 1 to {MAX_DIMENSIONS}.")
+    inputs = _inputs(request.get("input"))
+    return EmbeddingsRequest(model, inputs, encoding == "base64", dimensions)
 
 
 def answer(request: EmbeddingsRequest, vectors: Sequence[Vector]) -> bytes:
@@ -71,21 +80,31 @@ def answer(request: EmbeddingsRequest, vectors: Sequence[Vector]) -> bytes:
     )
 
 
-def _inputs(value: Any) -> Sequence[str]:
+def _inputs(value: Any) -> Sequence[Input]:
     if isinstance(value, str):
         if not value:
             _refuse("input", "`input` must not be empty.")
         return [value]
     if not isinstance(value, list):
-        _refuse("input", "`input` must be a text or a list of texts.")
+        _refuse("input", "`input` must be a text, a list of texts, or tokens.")
+    if value and type(value[0]) is int:
+        return [_tokens(value, "input")]
     if not 0 < len(value) <= MAX_INPUTS:
         _refuse("input", f"`input` must hold 1 to {MAX_INPUTS} texts.")
+    if isinstance(value[0], list):
+        return [_tokens(tokens, f"input[{index}]") for index, tokens in enumerate(value)]
     for index, text in enumerate(value):
-        if isinstance(text, list) or type(text) is int:
-            _refuse("input", "`input` as tokens is not supported; send texts.")
         if not isinstance(text, str) or not text:
             _refuse(f"input[{index}]", f"`input[{index}]` must be a text that is not empty.")
     return value
+
+
+def _tokens(value: Any, field: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not 0 < len(value) <= MAX_TOKENS:
+        _refuse(field, f"`{field}` must be a list of 1 to {MAX_TOKENS} tokens.")
+    if not all(type(token) is int and 0 <= token <= _MAX_TOKEN for token in value):
+        _refuse(field, f"`{field}` must hold integers from 0 to {_MAX_TOKEN}.")
+    return tuple(value)
 
 
 def _refuse(param: str | None, message: str) -> NoReturn:

@@ -11,7 +11,7 @@ from infermesh.errors.v1 import errors_pb2
 from services.embeddings import openai
 from services.embeddings.accounting import Account, Accounting
 from services.embeddings.embedder import Embedder
-from services.embeddings.vectors import Vector
+from services.embeddings.vectors import Input, Vector
 from services.kit import headers
 from services.kit.audit_inference import InferenceAudit
 from services.kit.caller import Caller, caller_of
@@ -44,8 +44,10 @@ class EmbeddingsServicer(embeddings_service_pb2_grpc.EmbeddingsServiceServicer):
         caller = _caller(context)
         with self._accounting.account(caller) as account:
             parsed = openai.parse(request.data)
-            texts, redactions = await self._checked(caller, parsed.inputs, "input")
-            vectors = await self._vectors(caller, account, parsed.model, texts, "input")
+            texts, redactions = await self.checked(caller, parsed.inputs, "input")
+            vectors = await self.vectors(
+                caller, account, parsed.model, texts, "input", parsed.dimensions
+            )
             if redactions:
                 await _show(redactions, context)
             return httpbody_pb2.HttpBody(
@@ -58,8 +60,13 @@ class EmbeddingsServicer(embeddings_service_pb2_grpc.EmbeddingsServiceServicer):
         """Answers with typed messages."""
         caller = _caller(context)
         with self._accounting.account(caller) as account:
-            texts, redactions = await self._checked(caller, request.inputs, "inputs")
-            vectors = await self._vectors(caller, account, request.model, texts, "inputs")
+            inputs: Sequence[Input] = request.inputs
+            if request.token_inputs:
+                inputs = [tuple(each.ids) for each in request.token_inputs]
+            field = "token_inputs" if request.token_inputs else "inputs"
+            texts, redactions = await self.checked(caller, inputs, field)
+            dimensions = request.dimensions if request.HasField("dimensions") else None
+            vectors = await self.vectors(caller, account, request.model, texts, field, dimensions)
             if redactions:
                 await _show(redactions, context)
             return embeddings_service_pb2.EmbedResponse(
@@ -71,27 +78,54 @@ class EmbeddingsServicer(embeddings_service_pb2_grpc.EmbeddingsServiceServicer):
                 prompt_tokens=sum(vector.tokens for vector in vectors),
             )
 
-    async def _checked(
-        self, caller: Caller, texts: Sequence[str], field: str
-    ) -> tuple[Sequence[str], int]:
-        """Returns what the key's guardrails let pass, and how many places were replaced."""
+    async def checked(
+        self, caller: Caller, texts: Sequence[Input], field: str
+    ) -> tuple[Sequence[Input], int]:
+        """Returns what the key's guardrails let pass, and how many places were replaced.
+
+        Raises:
+            MeshError: `CONTENT_BLOCKED`; `UNSUPPORTED` for tokens, which no guardrail can read.
+        """
         if not caller.guardrails:
             return texts, 0
         prompt = Prompt()
         for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise MeshError(
+                    errors_pb2.ERROR_REASON_UNSUPPORTED,
+                    f"The key's guardrails cannot read tokens; send `{field}` as texts.",
+                    param=field,
+                )
             prompt.add(text, f"{field}[{index}]")
         await self._guard.check(caller.guardrails, prompt)
         return prompt.texts, prompt.redactions
 
-    async def _vectors(
-        self, caller: Caller, account: Account, model: str, texts: Sequence[str], field: str
+    async def vectors(
+        self,
+        caller: Caller,
+        account: Account,
+        model: str,
+        texts: Sequence[Input],
+        field: str,
+        dimensions: int | None = None,
     ) -> list[Vector]:
+        """Returns the vectors of texts that are checked, and notes on the account what they take.
+
+        Raises:
+            MeshError: `INVALID_ARGUMENT` where the body names another model than auth has checked;
+                what the embedder raises.
+        """
         _check_model(caller, model)
         account.set_model(model)
         if caller.audits_body and self._audit is not None:
             self._audit.note(caller, "embedding", model, {"model": model, field: texts})
         vectors = await self._embedder.embed(
-            model, texts, tenant=caller.tenant, request_id=caller.request_id, field=field
+            model,
+            texts,
+            tenant=caller.tenant,
+            request_id=caller.request_id,
+            field=field,
+            dimensions=dimensions,
         )
         account.set_vectors(vectors)
         return vectors

@@ -25,6 +25,12 @@ class EmbeddingsSettings(AuditedSettings):
     cache_ttl_s: int = Field(
         default=7 * 86_400, ge=1, le=365 * 86_400, description="How long a vector is kept."
     )
+    matryoshka_models: str = Field(
+        default="",
+        max_length=4096,
+        description="Models whose vectors may be cut to `dimensions` here, as patterns with commas "
+        "between: those that were trained for it. Of all others the engine decides.",
+    )
     inference_timeout_s: float = Field(
         default=120.0, gt=0, le=3600, description="How long one call to a node may take."
     )

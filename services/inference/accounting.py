@@ -16,6 +16,8 @@ OPERATIONS = {
     "chat": usage_pb2.OPERATION_CHAT,
     "completion": usage_pb2.OPERATION_COMPLETION,
     "embedding": usage_pb2.OPERATION_EMBEDDING,
+    "rerank": usage_pb2.OPERATION_RERANK,
+    "tokenize": usage_pb2.OPERATION_TOKENIZE,
 }
 
 
@@ -72,6 +74,16 @@ class Account:
             expected_share=self._expected_cached,
         )
         self._finish(usage_pb2.OUTCOME_OK, tokens)
+
+    def reuse(self, made: Tokens) -> None:
+        """Records an answer that was given before: the engine made nothing for it.
+
+        All of the prompt counts as cached. The node's speeds and caches are not judged by it.
+
+        Args:
+            made: What the answer took when it was made.
+        """
+        self._finish(usage_pb2.OUTCOME_OK, Tokens(made.prompt, 0, made.prompt))
 
     def cancel(self) -> None:
         """Records that the caller hung up. Does nothing when the end is recorded already.
@@ -136,7 +148,7 @@ class Ledger:
 
         Args:
             caller: Who asks.
-            operation: `chat`, `completion` or `embedding`.
+            operation: One of `OPERATIONS`.
             model: The model that answers.
             is_stream: Whether the caller asked for a stream.
             began_ns: When the call came, on the monotonic clock.

@@ -16,6 +16,7 @@ from services.inference import errors, servicer_openai
 from services.inference.accounting import Ledger
 from services.inference.admission import Admission
 from services.inference.agent import NodeAgent
+from services.inference.anthropic import servicer as servicer_anthropic
 from services.inference.benchmark import EngineBenchmark
 from services.inference.child import COMMANDS, ChildLoader, EngineChild
 from services.inference.commands import Commands
@@ -28,11 +29,17 @@ from services.inference.gateway_metadata import GatewayMetadata
 from services.inference.http_client import EngineClient
 from services.inference.identity import Identity, IdentityServicer
 from services.inference.loading import loader_of
+from services.inference.ollama import servicer as servicer_ollama
+from services.inference.prompt_counter import PromptCounter
 from services.inference.relay import Relay
 from services.inference.reports import NodeFacts
+from services.inference.reranking import Reranker
+from services.inference.response_cache.relay import CachingRelay, response_cache_of
+from services.inference.servicer_openai_more import MoreServicer
 from services.inference.servicer_typed import TypedServicer
 from services.inference.settings import InferenceSettings
 from services.inference.state import EngineState
+from services.inference.tokenizing import Tokenizer
 from services.kit.audit_inference import InferenceAudit
 from services.kit.audit_sender import reporting_as_node
 from services.kit.channels import CHANNEL_OPTIONS, open_front_channel
@@ -67,6 +74,7 @@ def make_app(settings: InferenceSettings) -> App:
         client = EngineClient(
             settings.engine_url,
             idle_timeout_s=settings.engine_idle_timeout_s,
+            total_timeout_s=settings.engine_total_timeout_s,
             headers=engine.headers,
         )
         state = EngineState(settings.engine_slots)
@@ -101,15 +109,18 @@ def make_app(settings: InferenceSettings) -> App:
             open_spool(settings.state_dir / "usage", send) as spool,
             reporting_as_node(channel, credentials, settings.state_dir) as recorder,
         ):
-            relay = Relay(
+            ledger = Ledger(spool, settings.node_id, state.answers)
+            way = (
                 engine,
                 client,
-                Ledger(spool, settings.node_id, state.answers),
+                ledger,
                 state,
                 admission,
                 GatewayMetadata(settings.node_id, engine.name, prices),
                 InferenceAudit(recorder, settings.node_id),
             )
+            cache = response_cache_of(settings)
+            relay = Relay(*way) if cache is None else CachingRelay(cache, *way)
             identity = Identity(settings.node_id)
             guard = PromptGuard()
             loader = ChildLoader(child, state) if child else loader_of(engine.name, client)
@@ -132,9 +143,26 @@ def make_app(settings: InferenceSettings) -> App:
             identity_service_pb2_grpc.add_IdentityServiceServicer_to_server(
                 IdentityServicer(identity), guarded(server)
             )
-            servicer_openai.add_to_server(servicer_openai.OpenAIServicer(relay, guard), server)
+            reranker = Reranker(relay, engine, client, guard)
+            counter = PromptCounter(engine, client, relay, ledger, state)
+            tokenizer = Tokenizer(relay, engine, client, guard, ledger, state)
+            servicer_openai.add_to_server(
+                servicer_openai.OpenAIServicer(relay, guard, settings.keepalive_s),
+                MoreServicer(reranker, tokenizer).forms(),
+                server,
+            )
+            servicer_anthropic.add_to_server(
+                servicer_anthropic.AnthropicServicer(
+                    relay, guard, engine, counter, settings.keepalive_s
+                ),
+                server,
+            )
+            servicer_ollama.add_to_server(
+                servicer_ollama.OllamaServicer(relay, engine, guard), server
+            )
             inference_service_pb2_grpc.add_InferenceServiceServicer_to_server(
-                TypedServicer(relay, Embedder(engine, client), guard), guarded(server)
+                TypedServicer(relay, Embedder(engine, client), reranker, counter, tokenizer, guard),
+                guarded(server),
             )
             # A task that fails takes the process down with it: a node that no longer knows its
             # engine is worse than one that starts again.
@@ -145,6 +173,8 @@ def make_app(settings: InferenceSettings) -> App:
                 renewing = tasks.create_task(certificate.keep()) if certificate else None
                 yield (
                     "infermesh.inference.v1.OpenAIService",
+                    "infermesh.inference.v1.AnthropicService",
+                    "infermesh.inference.v1.OllamaService",
                     "infermesh.inference.v1.InferenceService",
                     "infermesh.inference.v1.IdentityService",
                 )

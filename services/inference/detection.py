@@ -55,6 +55,8 @@ async def _detect(client: EngineClient) -> str | None:
     info = await _page(client, "/info")
     if info and "model_id" in info and "max_total_tokens" in info:
         return "tgi"
+    if info and "model_id" in info and "model_type" in info:
+        return "tei"
     version = await _page(client, "/api/version")
     if version and isinstance(version.get("version"), str):
         return "ollama"

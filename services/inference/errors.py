@@ -8,7 +8,7 @@ other 4xx, 501           ENGINE_REJECTED       with the engine's message, `type`
 401, 403                 ENGINE_FAILED         the node's credentials, not the caller's
 424                      ENGINE_FAILED         TGI's status for a generation that failed
 other 5xx, broken off    ENGINE_FAILED
-silence                  ENGINE_TIMEOUT
+silence, or over time    ENGINE_TIMEOUT
 """
 
 import json
@@ -17,7 +17,11 @@ from typing import Any
 import orjson
 
 from infermesh.errors.v1 import errors_pb2
-from services.inference.http_client import EngineConnectError, EngineTimeoutError
+from services.inference.http_client import (
+    EngineConnectError,
+    EngineOvertimeError,
+    EngineTimeoutError,
+)
 from services.kit.errors import MeshError
 
 _UNAVAILABLE_STATUSES = frozenset({502, 503, 504})
@@ -122,6 +126,10 @@ def from_transport(error: Exception, *, has_answered: bool) -> MeshError:
         error: What `http_client` raised.
         has_answered: Whether the caller has got a part of the answer.
     """
+    if isinstance(error, EngineOvertimeError):
+        return MeshError(
+            errors_pb2.ERROR_REASON_ENGINE_TIMEOUT, "The answer took longer than one may take."
+        )
     if isinstance(error, EngineTimeoutError):
         return MeshError(
             errors_pb2.ERROR_REASON_ENGINE_TIMEOUT, "The engine stopped answering in time."
@@ -159,6 +167,11 @@ def from_engine(status: int, error: dict[str, Any]) -> MeshError:
             engine_type=_word(error.get("type"), _MAX_WORD_CHARS),
         )
     return failed(message)
+
+
+def is_of_model(body: bytes) -> bool:
+    """Says whether the model is what an answer of 404 did not find."""
+    return _is_of_model(error_of(body))
 
 
 def _is_of_model(error: dict[str, Any]) -> bool:

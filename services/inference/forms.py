@@ -64,8 +64,8 @@ def add_forms(
         server: The server.
     """
     handlers = {
-        f"/{service.full_name}/{method.name}": _handlers(forms[method.name])
-        for method in service.methods
+        f"/{service.full_name}/{service.methods_by_name[name].name}": _handlers(form)
+        for name, form in forms.items()
     }
     server.add_generic_rpc_handlers((_FormByHeader(handlers),))
 

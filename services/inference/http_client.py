@@ -18,6 +18,7 @@ from services.inference.http_connection import (
     Connection,
     EngineConnectError,
     EngineConnectionError,
+    EngineOvertimeError,
     EngineTimeoutError,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "EngineClient",
     "EngineConnectError",
     "EngineConnectionError",
+    "EngineOvertimeError",
     "EngineTimeoutError",
     "Exchange",
 ]
@@ -110,10 +112,12 @@ class EngineClient:
         url: Where the engine listens, `http://host:port` or `https://host`.
         idle_timeout_s: The longest silence in the middle of an exchange.
         headers: What every request carries besides; their values hold no line breaks.
+        total_timeout_s: The longest that an exchange may take, from the request on.
         max_idle: The most connections that are kept open between exchanges.
 
     Attributes:
         idle_timeout_s: The longest silence in the middle of an exchange.
+        total_timeout_s: The longest that an exchange may take.
         busy: The connections that carry an exchange now.
     """
 
@@ -123,6 +127,7 @@ class EngineClient:
         *,
         idle_timeout_s: float,
         headers: Mapping[str, str] | None = None,
+        total_timeout_s: float = 3600.0,
         max_idle: int = 64,
     ) -> None:
         parts = urlsplit(url)
@@ -135,6 +140,7 @@ class EngineClient:
         more = "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         self._head = f"HTTP/1.1\r\nhost: {parts.netloc}\r\n{more}"
         self.idle_timeout_s = idle_timeout_s
+        self.total_timeout_s = total_timeout_s
         self._idle: deque[Connection] = deque(maxlen=max_idle)
         self.busy: set[Connection] = set()
         self._is_hurried = False

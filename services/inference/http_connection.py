@@ -5,7 +5,10 @@ from typing import Protocol, cast
 
 import httptools
 
-_MAX_BUFFERED_BYTES = 256 * 1024
+# What waits for a slow reader: this, and the last that the socket gave.
+_MAX_BUFFERED_BYTES = 64 * 1024
+# Longer requests are not copied to stand in one piece with their head.
+_LONG_BODY_BYTES = 256 * 1024
 _MAX_HEADER_COUNT = 100
 
 
@@ -21,10 +24,15 @@ class EngineTimeoutError(Exception):
     """The engine sent nothing for longer than the idle timeout."""
 
 
+class EngineOvertimeError(EngineTimeoutError):
+    """The engine was not done with an answer within the time that one may take."""
+
+
 class Pool(Protocol):
     """Where connections wait between exchanges."""
 
     idle_timeout_s: float
+    total_timeout_s: float
     busy: "set[Connection]"
 
     def keep(self, connection: "Connection") -> None:
@@ -46,7 +54,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._heard_at = 0.0
+        self._began_at = self._heard_at = 0.0
         self._error: Exception | None = None
         self._is_busy = False
         self._reset()
@@ -80,11 +88,12 @@ class Connection(asyncio.Protocol):
         self._pool.busy.add(self)
         # A parser of its own for each answer: one that stopped in an error stays in it.
         self._parser = httptools.HttpResponseParser(self)
-        self._heard_at = self._loop.time()
+        self._began_at = self._heard_at = self._loop.time()
         if self._timer is None:
-            self._timer = self._loop.call_later(self._pool.idle_timeout_s, self._check_silence)
-        self._transport.write(head + body if len(body) < _MAX_BUFFERED_BYTES else head)
-        if len(body) >= _MAX_BUFFERED_BYTES:
+            first_s = min(self._pool.idle_timeout_s, self._pool.total_timeout_s)
+            self._timer = self._loop.call_later(first_s, self._check_silence)
+        self._transport.write(head + body if len(body) < _LONG_BODY_BYTES else head)
+        if len(body) >= _LONG_BODY_BYTES:
             self._transport.write(body)
         try:
             while not self._has_head:
@@ -103,14 +112,27 @@ class Connection(asyncio.Protocol):
         if not self._pieces:
             return b""
         pieces = self._pieces
-        self._pieces = []
-        self._size = 0
-        if self._is_paused and self._transport is not None:
+        if self._size > _MAX_BUFFERED_BYTES:
+            pieces = self._take_some(pieces)
+        else:
+            self._pieces = []
+            self._size = 0
+        if self._is_paused and self._size <= _MAX_BUFFERED_BYTES and self._transport is not None:
             self._is_paused = False
             # Silence counts from here: until now it was the reader who was slow.
             self._heard_at = self._loop.time()
             self._transport.resume_reading()
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _take_some(self, pieces: list[bytes]) -> list[bytes]:
+        # All that a reader takes is copied on its way: a slow one is not given everything.
+        size = count = 0
+        while size < _MAX_BUFFERED_BYTES:
+            size += len(pieces[count])
+            count += 1
+        self._pieces = pieces[count:]
+        self._size -= size
+        return pieces[:count]
 
     def release(self) -> None:
         """Ends the exchange."""
@@ -169,12 +191,19 @@ class Connection(asyncio.Protocol):
     def _check_silence(self) -> None:
         # One timer for an exchange, moved on when it fires, is cheaper than one for every read.
         limit_s = self._pool.idle_timeout_s if self._hurried_s is None else self._hurried_s
-        silent_s = 0.0 if self._is_paused else self._loop.time() - self._heard_at
-        if silent_s < limit_s:
-            self._timer = self._loop.call_later(limit_s - silent_s, self._check_silence)
+        now = self._loop.time()
+        silent_s = 0.0 if self._is_paused else now - self._heard_at
+        left_s = self._pool.total_timeout_s - (now - self._began_at)
+        if silent_s < limit_s and left_s > 0:
+            self._timer = self._loop.call_later(
+                min(limit_s - silent_s, left_s), self._check_silence
+            )
             return
         self._timer = None
-        if self._hurried_s is None:
+        if left_s <= 0:
+            total_s = self._pool.total_timeout_s
+            self._fail(EngineOvertimeError(f"the engine was not done after {total_s:g} s"))
+        elif self._hurried_s is None:
             self._fail(EngineTimeoutError(f"the engine sent nothing for {limit_s:g} s"))
         else:
             self._fail(EngineConnectionError(f"the engine is down, and silent for {limit_s:g} s"))

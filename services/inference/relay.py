@@ -46,6 +46,9 @@ _FAILED = errors_pb2.ERROR_REASON_ENGINE_FAILED
 
 T = TypeVar("T")
 
+OnStart = Callable[[Account], None]
+"""Called with the account once the engine has room."""
+
 
 class Relay:
     """The way to one engine and back.
@@ -79,7 +82,7 @@ class Relay:
         self.audit = audit
 
     async def answer(
-        self, caller: Caller, request: OpenAIRequest
+        self, caller: Caller, request: OpenAIRequest, on_start: OnStart | None = None
     ) -> tuple[bytes | None, dict[str, Any]]:
         """Returns the whole answer.
 
@@ -92,9 +95,11 @@ class Relay:
         Raises:
             MeshError: The request was not answered.
         """
-        plan = self._plan(caller, request)
+        plan = self.plan(caller, request)
 
         async def work(account: Account) -> tuple[bytes | None, dict[str, Any]]:
+            if on_start is not None:
+                on_start(account)
             with await self._open(plan) as exchange:
                 if plan.is_folded and _is_stream(exchange):
                     raw, data = None, await folded(exchange, account, request, self._engine)
@@ -106,7 +111,13 @@ class Relay:
 
         return await self._run(caller, request, False, work)
 
-    async def stream(self, caller: Caller, request: OpenAIRequest, write: Write) -> None:
+    async def stream(
+        self,
+        caller: Caller,
+        request: OpenAIRequest,
+        write: Write,
+        on_start: OnStart | None = None,
+    ) -> None:
         """Passes a stream on in OpenAI's form, byte for byte.
 
         The request's model becomes the one that answers.
@@ -115,12 +126,14 @@ class Relay:
             MeshError: The request was not answered in full. Where a part of the answer is with
                 the caller already, so is an error event.
         """
-        plan = self._plan(caller, request)
+        plan = self.plan(caller, request)
 
         async def work(account: Account) -> None:
             def describe() -> dict[str, Any]:
                 return self._describe(caller, account, request)
 
+            if on_start is not None:
+                on_start(account)
             with await self._open(plan) as exchange:
                 if _is_stream(exchange):
                     await pass_on(
@@ -142,7 +155,11 @@ class Relay:
         await self._run(caller, request, True, work)
 
     async def stream_parsed(
-        self, caller: Caller, request: OpenAIRequest, on_objects: OnObjects
+        self,
+        caller: Caller,
+        request: OpenAIRequest,
+        on_objects: OnObjects,
+        on_start: OnStart | None = None,
     ) -> tuple[Tokens | None, dict[str, Any] | None]:
         """Hands on the objects of a stream's events as they come.
 
@@ -155,9 +172,11 @@ class Relay:
         Raises:
             MeshError: The request was not answered in full.
         """
-        plan = self._plan(caller, request)
+        plan = self.plan(caller, request)
 
         async def work(account: Account) -> tuple[Tokens | None, dict[str, Any] | None]:
+            if on_start is not None:
+                on_start(account)
             with await self._open(plan) as exchange:
                 tokens = await pass_parsed(exchange, account, request, self._engine, on_objects)
             if not caller.decision:
@@ -188,7 +207,12 @@ class Relay:
                 return served
         raise errors.model_not_found(names[0])
 
-    def _plan(self, caller: Caller, request: OpenAIRequest) -> Plan:
+    def plan(self, caller: Caller, request: OpenAIRequest) -> Plan:
+        """Returns how a request is put to the engine; its model becomes the one that answers.
+
+        Raises:
+            MeshError: The model is not served here, or cannot do what is asked.
+        """
         served = self.admit(caller, request.model)
         if not served.can_chat:
             raise errors.invalid("model", f"`{served.name}` serves embeddings only")
@@ -229,7 +253,7 @@ class Relay:
 
         Args:
             caller: Who asks.
-            operation: `chat`, `completion` or `embedding`.
+            operation: One of `accounting.OPERATIONS`.
             model: The model that answers.
             is_stream: Whether the caller asked for a stream.
             work: Talks to the engine; `succeed`s the account before the caller has everything.
@@ -277,6 +301,10 @@ class Relay:
                 raise
         finally:
             admission.leave((time.monotonic_ns() - entered_ns) / 1e9)
+
+    def describe(self, caller: Caller, account: Account, model: str) -> dict[str, Any]:
+        """Returns how a complete answer came about, as `gateway_metadata` says it."""
+        return self._metadata.of(caller, account, model)
 
     def _describe(self, caller: Caller, account: Account, request: OpenAIRequest) -> dict[str, Any]:
         return self._metadata.of(caller, account, request.model)

@@ -15,6 +15,11 @@ Kind = Literal["chat", "completion"]
 _SMALL_BODY_BYTES = 65536
 _MAX_FIELDS = 1000
 
+# Limits reserve by these before the call, so that every engine must read them as auth does.
+_COUNTS = ("max_tokens", "max_completion_tokens", "n", "best_of")
+# What llama.cpp would take in their place, which nothing reserves by.
+_ALIASES = {"n_predict": "max_tokens", "n_cmpl": "n"}
+
 
 @dataclass(slots=True)
 class OpenAIRequest:
@@ -29,6 +34,9 @@ class OpenAIRequest:
         wants_usage: Whether the caller wants usage in the stream.
         n: How many answers for each prompt.
         priority: How urgent it is.
+        cache: `hit` or `miss` where it may be answered with an earlier answer; else empty.
+        wants_progress: Whether who reads the stream's objects wants the last of those that say how
+            far the prompt is read, too.
     """
 
     kind: Kind
@@ -39,6 +47,8 @@ class OpenAIRequest:
     wants_usage: bool
     n: int
     priority: Priority = Priority.NORMAL
+    cache: str = ""
+    wants_progress: bool = False
 
 
 def parse(kind: Kind, body: bytes) -> OpenAIRequest:
@@ -48,19 +58,27 @@ def parse(kind: Kind, body: bytes) -> OpenAIRequest:
         MeshError: `INVALID_JSON` for what is not JSON, or is nested over 1,000 deep;
             `INVALID_ARGUMENT` for fields that no engine could make sense of.
     """
+    return check(kind, body, parsed(body))
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """Returns a body's fields.
+
+    Raises:
+        MeshError: `INVALID_JSON` for what is not JSON, or is nested over 1,000 deep.
+    """
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise errors.invalid_json(f"The body is not valid JSON: {error}") from None
     if not isinstance(fields, dict):
         raise errors.invalid_json("The body is not a JSON object.")
-    return check(kind, body, fields)
+    return fields
 
 
 def check(kind: Kind, body: bytes, fields: dict[str, Any]) -> OpenAIRequest:
     """Checks a request that is parsed already. Raises like `parse`."""
-    if len(body) > _SMALL_BODY_BYTES:
-        _check_width(fields)
+    check_width(body, fields)
     model = fields.get("model")
     if not isinstance(model, str) or not model:
         raise errors.invalid("model", "must be the name of a model")
@@ -74,6 +92,7 @@ def check(kind: Kind, body: bytes, fields: dict[str, Any]) -> OpenAIRequest:
         _check_messages(fields.get("messages"))
     elif not isinstance(fields.get("prompt"), str | list) or fields["prompt"] == []:
         raise errors.invalid("prompt", "must be a text or a list that is not empty")
+    _check_counts(fields)
     n = fields.get("n")
     return OpenAIRequest(
         kind=kind,
@@ -87,7 +106,24 @@ def check(kind: Kind, body: bytes, fields: dict[str, Any]) -> OpenAIRequest:
     )
 
 
-def _check_width(fields: dict[str, Any]) -> None:
+def _check_counts(fields: dict[str, Any]) -> None:
+    for name in _COUNTS:
+        value = fields.get(name)
+        if value is not None and (type(value) is not int or value < 0):
+            raise errors.invalid(name, "must be a whole number, not below 0")
+    for alias, name in _ALIASES.items():
+        if alias in fields:
+            raise errors.invalid(alias, f"is called `{name}` here")
+
+
+def check_width(body: bytes, fields: dict[str, Any]) -> None:
+    """Checks that no object in a long body is too wide.
+
+    Raises:
+        MeshError: `INVALID_ARGUMENT`: one has over 1,000 fields.
+    """
+    if len(body) <= _SMALL_BODY_BYTES:
+        return
     left: list[Any] = [fields]
     while left:
         each = left.pop()

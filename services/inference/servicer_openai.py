@@ -12,9 +12,12 @@ from services.inference import errors
 from services.inference.answer_headers import answer_headers
 from services.inference.forms import Context, Forms, add_forms
 from services.inference.guardrails.requests import check_request
+from services.inference.keepalive import COMMENT, KeepAlive
 from services.inference.relay import Relay
-from services.inference.requests import Kind, parse
-from services.kit.caller import caller_of
+from services.inference.requests import Kind, OpenAIRequest, parse
+from services.inference.streams import Write
+from services.kit.caller import Caller, caller_of
+from services.kit.errors import MeshError
 from services.kit.guardrails.guard import PromptGuard
 
 _JSON = "application/json; charset=utf-8"
@@ -27,11 +30,13 @@ class OpenAIServicer:
     Args:
         relay: The way to the engine.
         guard: Runs the guardrails of keys that have any.
+        keepalive_s: After how long a silence a stream's caller is sent a comment; 0 is never.
     """
 
-    def __init__(self, relay: Relay, guard: PromptGuard) -> None:
+    def __init__(self, relay: Relay, guard: PromptGuard, keepalive_s: float) -> None:
         self._relay = relay
         self._guard = guard
+        self._keepalive_s = keepalive_s
 
     async def answer(
         self, kind: Kind, body: httpbody_pb2.HttpBody, context: Context
@@ -46,8 +51,8 @@ class OpenAIServicer:
         if caller.guardrails:
             redactions = await check_request(self._guard, caller.guardrails, request)
         raw, data = await self._relay.answer(caller, request)
-        if caller.decision or redactions:
-            await context.send_initial_metadata(answer_headers(caller, redactions))
+        if caller.decision or redactions or request.cache:
+            await context.send_initial_metadata(answer_headers(caller, redactions, request.cache))
         return httpbody_pb2.HttpBody(
             content_type=_JSON, data=orjson.dumps(data) if raw is None else raw
         )
@@ -65,21 +70,45 @@ class OpenAIServicer:
             nonlocal content_type
             if content_type is None:
                 content_type = first_content_type
-                if caller.decision or redactions:
-                    await context.send_initial_metadata(answer_headers(caller, redactions))
+                if caller.decision or redactions or request.cache:
+                    said = answer_headers(caller, redactions, request.cache)
+                    await context.send_initial_metadata(said)
             await context.write(httpbody_pb2.HttpBody(content_type=content_type, data=data))
 
-        if request.is_stream:
+        if not request.is_stream:
+            raw, data = await self._relay.answer(caller, request)
+            await write(orjson.dumps(data) if raw is None else raw, _JSON)
+        elif self._keepalive_s:
+            await self._stream_alive(caller, request, write)
+        else:
             await self._relay.stream(caller, request, write)
-            return
-        raw, data = await self._relay.answer(caller, request)
-        await write(orjson.dumps(data) if raw is None else raw, _JSON)
+
+    async def _stream_alive(self, caller: Caller, request: OpenAIRequest, write: Write) -> None:
+        alive = KeepAlive(self._keepalive_s, write, COMMENT)
+        try:
+            await self._relay.stream(caller, request, alive.write, alive.start)
+        except MeshError as error:
+            if alive.is_alone:
+                # The status went out with the comment.
+                await alive.write(b"data: %b\n\n" % error.openai_body().encode())
+            raise
+        finally:
+            alive.stop()
 
 
-def add_to_server(servicer: OpenAIServicer, server: grpc.aio.Server) -> None:
-    """Adds the surface to the server."""
+def add_to_server(
+    servicer: OpenAIServicer, more: Mapping[str, Forms], server: grpc.aio.Server
+) -> None:
+    """Adds the surface to the server.
+
+    Args:
+        servicer: Answers chats and completions.
+        more: How the other RPCs are answered, by name.
+        server: The server.
+    """
     kinds: Mapping[str, Kind] = {"CreateChatCompletion": "chat", "CreateCompletion": "completion"}
-    add_forms(_SERVICE, {name: _forms(servicer, kind) for name, kind in kinds.items()}, server)
+    forms = {name: _forms(servicer, kind) for name, kind in kinds.items()}
+    add_forms(_SERVICE, {**forms, **more}, server)
 
 
 def _forms(servicer: OpenAIServicer, kind: Kind) -> Forms:

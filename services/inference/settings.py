@@ -22,9 +22,9 @@ class InferenceSettings(NodeSettings):
         pattern=f"^$|{_HOST_AND_PORT}",
         description="IP address and port by which Envoy reaches this node. Default: `listen`.",
     )
-    engine: Literal["auto", "llamacpp", "ollama", "openai", "sglang", "sim", "tgi", "vllm"] = Field(
-        default="auto", description="The engine's dialect; `auto` asks the engine."
-    )
+    engine: Literal[
+        "auto", "llamacpp", "ollama", "openai", "sglang", "sim", "tei", "tgi", "vllm"
+    ] = Field(default="auto", description="The engine's dialect; `auto` asks the engine.")
     engine_url: str = Field(
         description="Where the engine listens, `http://host:port` or `https://host`."
     )
@@ -51,6 +51,37 @@ class InferenceSettings(NodeSettings):
         gt=0,
         le=3600,
         description="The longest silence of the engine's in an answer.",
+    )
+    engine_total_timeout_s: float = Field(
+        default=3600.0,
+        gt=0,
+        le=86_400,
+        description="The longest that an answer may take once the engine has the request.",
+    )
+    keepalive_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=300,
+        description="After how long a silence a stream's caller is sent a comment, and again; 0 "
+        "is never. After one, Envoy tries no other node for the request.",
+    )
+    response_cache_mib: int = Field(
+        default=64,
+        ge=0,
+        le=65_536,
+        description="Memory for answers that are given again to whoever asks for that; 0 is none.",
+    )
+    response_cache_answer_kib: int = Field(
+        default=1024, ge=1, le=65_536, description="The largest answer that is kept."
+    )
+    response_cache_ttl_s: float = Field(
+        default=3600.0, gt=0, le=2_592_000, description="How long an answer is given again."
+    )
+    response_cache_models: str = Field(
+        default="",
+        max_length=4096,
+        description="Models whose answers at temperature 0 are kept though the request does not "
+        "ask for it, `name,name`, with `*` for any characters. Default: none.",
     )
     mesh_address: str = Field(
         pattern=_HOST_AND_PORT.replace("^", r"^(https?://)?", 1),

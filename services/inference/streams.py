@@ -121,14 +121,18 @@ async def pass_parsed(
     """
     reader = StreamReader()
     has_sent = is_finished = False
+    progress: list[dict[str, Any]] = []
     try:
         while piece := await exchange.read():
             objects = reader.read(piece)
             is_finished = is_finished or any(map(has_finished, objects))
             if reader.has_content:
                 account.note_content()
-                await on_objects(objects)
+                await on_objects(progress + objects if progress else objects)
+                progress = []
                 has_sent = True
+            elif request.wants_progress:
+                progress = [each for each in objects if "prompt_progress" in each][-1:] or progress
             if reader.error is not None:
                 raise errors.from_engine(errors.code_of(reader.error), reader.error)
             if reader.is_done:

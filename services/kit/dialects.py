@@ -8,9 +8,8 @@ there as an error: the node writes it with the functions below, of which the fro
     Ollama      {"error":"…"}
 """
 
+import json
 from collections.abc import Mapping
-
-import orjson
 
 from services.kit.errors import MeshError
 
@@ -44,9 +43,14 @@ def anthropic_error(error: MeshError, request_id: str) -> bytes:
     said = {"type": anthropic_type(error.http_status), "message": error.message}
     if error.param is not None:
         said["param"] = error.param
-    return orjson.dumps({"type": "error", "error": said, "request_id": request_id})
+    return _written({"type": "error", "error": said, "request_id": request_id})
 
 
 def ollama_error(error: MeshError) -> bytes:
     """Returns Ollama's error body."""
-    return orjson.dumps({"error": error.message})
+    return _written({"error": error.message})
+
+
+def _written(body: object) -> bytes:
+    # As ASCII, which says what no UTF-8 can: callers' words are in messages.
+    return json.dumps(body, separators=(",", ":")).encode()

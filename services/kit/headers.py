@@ -74,5 +74,9 @@ node gives it back."""
 REDACTIONS = "x-mesh-redactions"
 """How many places of the prompt the key's guardrails replaced; on answers, where there are any."""
 
+CACHE = "x-mesh-cache"
+"""`hit` where the answer was given before, `miss` where it could have been; on answers to calls
+that may be answered so."""
+
 RETRY_AFTER = "retry-after"
 """After how many seconds a refused call is worth another try; on refusals, in callers' sight."""

@@ -15,7 +15,7 @@ from services.kit.channels import open_channel
 
 _TIMEOUT_S = 1.0
 _MAX_DETAIL_CHARS = 200
-_SERVICES = frozenset({"auth", "registry", "routing", "embeddings", "metrics"})
+_SERVICES = frozenset({"auth", "registry", "routing", "embeddings", "metrics", "jobs"})
 
 
 class PartHealth(NamedTuple):

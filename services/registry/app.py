@@ -7,7 +7,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
 
-from infermesh.registry.v1 import model_service_pb2_grpc, node_service_pb2_grpc
+from infermesh.registry.v1 import (
+    model_service_pb2_grpc,
+    node_service_pb2_grpc,
+    ollama_pull_service_pb2_grpc,
+)
 from services.kit.audit_outcomes import audited
 from services.kit.audit_sender import auth_channel, reporting
 from services.kit.database import create_tables, make_engine
@@ -20,6 +24,7 @@ from services.registry.key_watch import AskAuth, KeyWatch, NobodyToAsk
 from services.registry.mesh import Mesh
 from services.registry.servicer_models import ModelServicer
 from services.registry.servicer_nodes import NodeServicer
+from services.registry.servicer_pulls import OllamaPullServicer
 from services.registry.settings import RegistrySettings
 from services.registry.store_postgres import PostgresStore, metadata
 from services.registry.suspects import Suspects
@@ -60,6 +65,10 @@ def make_app(settings: RegistrySettings) -> App:
             model_service_pb2_grpc.add_ModelServiceServicer_to_server(
                 models, audited(server, recorder, models)
             )
+            pulls = OllamaPullServicer(mesh, commands)
+            ollama_pull_service_pb2_grpc.add_OllamaPullServiceServicer_to_server(
+                pulls, audited(server, recorder, pulls)
+            )
             # A task that fails takes the process down with it: a registry that no longer expires
             # leases or writes changes is worse than one that starts again.
             async with asyncio.TaskGroup() as tasks:
@@ -72,6 +81,7 @@ def make_app(settings: RegistrySettings) -> App:
                 yield (
                     "infermesh.registry.v1.NodeService",
                     "infermesh.registry.v1.ModelService",
+                    "infermesh.registry.v1.OllamaPullService",
                 )
                 for task in running:
                     task.cancel()

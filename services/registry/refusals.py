@@ -125,6 +125,14 @@ def busy(node_id: str, max_commands: int) -> MeshError:
     return _not_now(f"The node `{node_id}` runs {max_commands} commands already.", node_id=node_id)
 
 
+def nobody_pulls(model: str) -> MeshError:
+    """Returns the error for a pull where no node finds models by their names."""
+    return _not_now(
+        f"No ready node with Ollama is there to pull `{model}`. See `infermesh models load`.",
+        model=model,
+    )
+
+
 def full(max_nodes: int) -> MeshError:
     """Returns the error for one node too many."""
     return _not_now(f"The mesh holds {max_nodes} live nodes already.")

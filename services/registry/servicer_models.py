@@ -38,28 +38,3 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         """Deletes a model that no node serves."""
         await self._mesh.delete_model(request.name)
         return empty_pb2.Empty()
-
-    async def ListOpenAIModels(
-        self, request: pb.ListOpenAIModelsRequest, context: _Context
-    ) -> pb.ListOpenAIModelsResponse:
-        """Lists the models that a node serves now, in OpenAI's form."""
-        catalogue = self._mesh.catalogue
-        return pb.ListOpenAIModelsResponse(
-            object="list",
-            data=[_openai(model) for model in catalogue.all() if catalogue.is_served(model.name)],
-        )
-
-    async def GetOpenAIModel(
-        self, request: pb.GetOpenAIModelRequest, context: _Context
-    ) -> pb.OpenAIModel:
-        """Returns one model in OpenAI's form."""
-        return _openai(self._mesh.catalogue.get(request.model))
-
-
-def _openai(model: resources_pb2.Model) -> pb.OpenAIModel:
-    return pb.OpenAIModel(
-        id=model.name,
-        object="model",
-        created=model.create_time.ToSeconds(),
-        owned_by="infermesh",
-    )

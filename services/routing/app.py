@@ -11,6 +11,8 @@ import redis.asyncio
 from envoy.service.discovery.v3 import ads_pb2_grpc
 
 from infermesh.routing.v1 import (
+    ollama_catalog_service_pb2_grpc,
+    openai_model_service_pb2_grpc,
     policy_service_pb2_grpc,
     routing_service_pb2_grpc,
     split_service_pb2_grpc,
@@ -18,6 +20,7 @@ from infermesh.routing.v1 import (
 from services.kit.audit_outcomes import audited
 from services.kit.audit_sender import auth_channel, reporting
 from services.kit.database import make_engine
+from services.kit.guard import guarded
 from services.kit.server import App, Health
 from services.routing import servicer_ads, servicer_ext_proc
 from services.routing.book import Book
@@ -25,12 +28,15 @@ from services.routing.eds import Assignments
 from services.routing.explaining import Explainer
 from services.routing.follower import Follower, store_counts
 from services.routing.memory_store import MemoryDocumentStore
+from services.routing.model_list import ModelList
 from services.routing.pools import Pools
 from services.routing.postgres_store import PostgresDocumentStore
 from services.routing.prefix_index import PrefixIndex
 from services.routing.router import Router
 from services.routing.scheduler import Scheduler
 from services.routing.servicer import RoutingServicer
+from services.routing.servicer_models import OpenAIModelServicer
+from services.routing.servicer_ollama import OllamaCatalogServicer
 from services.routing.servicer_policies import PolicyServicer
 from services.routing.servicer_splits import SplitServicer
 from services.routing.settings import RoutingSettings
@@ -89,6 +95,15 @@ def make_app(settings: RoutingSettings) -> App:
                 splits, audited(server, recorder, splits)
             )
 
+            listed = ModelList(view, book)
+            ollama_catalog_service_pb2_grpc.add_OllamaCatalogServiceServicer_to_server(
+                OllamaCatalogServicer(listed), guarded(server)
+            )
+            models = OpenAIModelServicer(listed)
+            openai_model_service_pb2_grpc.add_OpenAIModelServiceServicer_to_server(
+                models, guarded(server)
+            )
+
             sharing: Sharing | None = None
             if settings.redis_url is not None:
                 sharing = Sharing(view, scheduler, time.monotonic)
@@ -120,6 +135,8 @@ def make_app(settings: RoutingSettings) -> App:
                 "infermesh.routing.v1.RoutingService",
                 "infermesh.routing.v1.PolicyService",
                 "infermesh.routing.v1.SplitService",
+                "infermesh.routing.v1.OpenAIModelService",
+                "infermesh.routing.v1.OllamaCatalogService",
                 servicer_ext_proc.SERVICE_NAME,
                 servicer_ads.SERVICE_NAME,
             )

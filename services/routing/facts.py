@@ -29,6 +29,7 @@ class Facts:
         fallbacks: The caller's own fallback models.
         level: The caller's `optimization_level`; empty where there is none.
         is_cached: Whether caches may be looked at and filled; `enable_caching`.
+        reuses_answers: Whether it asks for an answer that a node may have given before.
         is_streamed: Whether it wants a stream.
         needs: What the engine must be able to do, bits `1 << Capability`.
         taken: The cut of its prompt; None where it is not known.
@@ -48,6 +49,7 @@ class Facts:
     fallbacks: Sequence[str] = ()
     level: str = ""
     is_cached: bool = True
+    reuses_answers: bool = False
     is_streamed: bool = False
     needs: int = 0
     taken: bytes | None = None
@@ -98,8 +100,11 @@ class Facts:
                 self.level = _text(value, _MAX_NAME_CHARS)
             elif key == "enable_caching":
                 self.is_cached = value is not False
+                self.reuses_answers = value is True
             elif key == "tools":
                 self.needs |= capability.TOOLS if value else 0
+            elif key == "vision":
+                self.needs |= capability.VISION if value else 0
             elif key == "response_format" and value == "json_schema":
                 self.needs |= capability.STRUCTURED_OUTPUT
 

@@ -83,7 +83,7 @@ def _start(body: bytes) -> int | None:
     return None
 
 
-def read(model: str, taken: bytes, size: int) -> Prompt:
+def read(model: str, taken: bytes, size: int, *, reads_end: bool = False) -> Prompt:
     """Returns the prompt that a cut stands for.
 
     Blanks do not count in the first 4 KiB, so that JSON written by different clients looks alike.
@@ -92,6 +92,8 @@ def read(model: str, taken: bytes, size: int) -> Prompt:
         model: The model that answers.
         taken: What `cut` takes, or Envoy.
         size: The length of the prompt in bytes.
+        reads_end: Whether what is left after the last whole block of a prompt of up to 4 KiB is a
+            block too, so that the blocks stand for all of it.
     """
     taken = taken[:CUT_BYTES]
     head = taken[:HEAD_BYTES].translate(None, _BLANKS)
@@ -118,6 +120,9 @@ def read(model: str, taken: bytes, size: int) -> Prompt:
             chained = digest(taken[start : start + SAMPLE_BYTES], chained)
             blocks.append(chained)
         ends.extend(_SAMPLE_ENDS[:count])
+    elif reads_end and end < length:
+        blocks.append(digest(head[end:], chained))
+        ends.append(size)
     return Prompt(blocks, ends, max(size, 1))
 
 

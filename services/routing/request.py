@@ -19,6 +19,7 @@ class Request:
         taken: The cut of its prompt (`prompt.cut`); None where it is not known or not to be
             cached.
         size: The length of the prompt in bytes.
+        reads_ends: Whether what is left after the prompt's last whole block is a block too.
         is_streamed: Whether the caller wants a stream.
         debug: Whether the caller wants to see the decision.
         subset: The addresses that may be chosen; None for all.
@@ -30,6 +31,7 @@ class Request:
     session: int | None = None
     taken: bytes | None = None
     size: int = 0
+    reads_ends: bool = False
     is_streamed: bool = False
     debug: bool = False
     subset: frozenset[str] | None = None
@@ -41,5 +43,7 @@ class Request:
             return None
         read = self._read.get(model)
         if read is None:
-            read = self._read[model] = prompts.read(model, self.taken, self.size)
+            read = self._read[model] = prompts.read(
+                model, self.taken, self.size, reads_end=self.reads_ends
+            )
         return read

@@ -111,6 +111,9 @@ class Router:
             session=xxhash.xxh3_64_intdigest(who.encode()) if who else None,
             taken=facts.taken if facts.is_cached else None,
             size=facts.size,
+            # Nodes keep answers for themselves: who asks the same goes where it was asked before,
+            # however short it is.
+            reads_ends=facts.reuses_answers,
             is_streamed=facts.is_streamed,
             debug=facts.debug,
             subset=facts.subset,

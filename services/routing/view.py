@@ -23,7 +23,7 @@ class MeshView:
         self._clock = clock
         self._nodes: dict[str, NodeView] = {}
         self._by_number: dict[int, NodeView] = {}
-        self._models: set[str] = set()
+        self._models: dict[str, resources_pb2.Model] = {}
         self._hosts: dict[str, list[NodeView]] = {}
         self._listeners: list[Callable[[], None]] = []
 
@@ -51,6 +51,14 @@ class MeshView:
         """Says whether the catalogue has a model."""
         return model in self._models
 
+    def model(self, name: str) -> resources_pb2.Model | None:
+        """Returns a model of the catalogue; None where it has none of that name."""
+        return self._models.get(name)
+
+    def model_names(self) -> Iterable[str]:
+        """Returns the names in the catalogue, in any order."""
+        return self._models.keys()
+
     def hosting(self, model: str) -> Sequence[NodeView]:
         """Returns the nodes that list a model, whatever their state."""
         return self._hosts.get(model, ())
@@ -68,8 +76,9 @@ class MeshView:
             self.synced = True
         for node_id in message.deleted_node_ids:
             changed |= self._drop(node_id)
-        self._models.difference_update(message.deleted_models)
-        self._models.update(model.name for model in message.models)
+        for name in message.deleted_models:
+            self._models.pop(name, None)
+        self._models.update((model.name, model) for model in message.models)
         for node in message.nodes:
             changed |= self._update(node, now)
         if changed:

@@ -255,7 +255,7 @@ class Free:
         future.set_result(Verdict(True))
         return future
 
-    def release(self, _: str, *, reached_node: bool) -> None:
+    def release(self, _: str, *, reached_node: bool, caller_left: bool = False) -> None:
         """Does nothing."""
 
     async def settle(self, _: Sequence[Settlement], __: Sequence[Total]) -> None:

@@ -25,7 +25,7 @@ from services.kit.errors import MeshError, from_rpc_error
 ADMIN_KEY = "im-" + "a" * 43
 NODE_KEY = "im-" + "n" * 43
 LIST_KEYS = "/infermesh.auth.v1.KeyService/ListKeys"
-LIST_MODELS = "/infermesh.registry.v1.ModelService/ListOpenAIModels"
+LIST_MODELS = "/infermesh.routing.v1.OpenAIModelService/ListOpenAIModels"
 
 
 class Replica:

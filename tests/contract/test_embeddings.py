@@ -42,6 +42,9 @@ class FakeNode(inference_service_pb2_grpc.InferenceServiceServicer):
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
+        self.token_calls: list[list[list[int]]] = []
+        self.dimensions: list[int | None] = []
+        self.heeds_dimensions = True
         self.metadata: list[dict[str, Any]] = []
         self.abort_code: grpc.StatusCode | None = None
         self.counts_tokens = True
@@ -53,7 +56,14 @@ class FakeNode(inference_service_pb2_grpc.InferenceServiceServicer):
     async def Embed(  # noqa: N802
         self, request: inference_service_pb2.EmbedRequest, context: Any
     ) -> inference_service_pb2.EmbedResponse:
-        self.calls.append(list(request.inputs))
+        if request.token_inputs:
+            self.token_calls.append([list(each.ids) for each in request.token_inputs])
+        else:
+            self.calls.append(list(request.inputs))
+        size = request.dimensions if request.HasField("dimensions") else None
+        self.dimensions.append(size)
+        if not self.heeds_dimensions:
+            size = None
         self.metadata.append(dict(context.invocation_metadata()))
         self.reached.set()
         try:
@@ -72,10 +82,16 @@ class FakeNode(inference_service_pb2_grpc.InferenceServiceServicer):
                 )
         embeddings = [
             inference_service_pb2.Embedding(
-                values=[len(text), ord(text[0]) / 7],
+                values=[len(text), ord(text[0]) / 7][:size],
                 tokens=len(text.split()) if self.counts_tokens else None,
             )
             for text in request.inputs
+        ]
+        embeddings += [
+            inference_service_pb2.Embedding(
+                values=[len(each.ids), each.ids[0]][:size], tokens=len(each.ids)
+            )
+            for each in request.token_inputs
         ]
         return inference_service_pb2.EmbedResponse(model=request.model, embeddings=embeddings)
 
@@ -436,3 +452,52 @@ async def test_guardrails_refuse_texts(
     assert node.calls == []
     events = await ledger.got(1)
     assert {event.outcome for event in events} == {usage_service_pb2.OUTCOME_REJECTED}
+
+
+async def test_tokens_and_dimensions_go_to_the_node(
+    stub: pb_grpc.EmbeddingsServiceAsyncStub, node: FakeNode
+) -> None:
+    one = await create(stub, [1, 2, 3])
+    assert one["usage"] == {"prompt_tokens": 3, "total_tokens": 3}
+    assert len(one["data"]) == 1
+    two = await create(stub, [[1, 2, 3], [7]])
+    assert two["data"][0]["embedding"] == one["data"][0]["embedding"]
+    assert node.token_calls == [[[1, 2, 3]], [[7]]]  # the first came from the cache
+    small = await create(stub, "hello", dimensions=1)
+    assert small["data"][0]["embedding"] == [5.0]
+    assert node.dimensions == [None, None, 1]
+    typed = await stub.Embed(
+        pb.EmbedRequest(model=MODEL, token_inputs=[pb.TokenInput(ids=[7])], dimensions=1)
+    )
+    assert len(typed.embeddings[0].values) == 1
+
+
+async def test_what_the_node_cannot_do_is_said(
+    stub: pb_grpc.EmbeddingsServiceAsyncStub, node: FakeNode
+) -> None:
+    node.heeds_dimensions = False
+    error = await refusal(create(stub, "hello", dimensions=1))
+    assert (error.reason_name, error.param, error.http_status) == ("UNSUPPORTED", "dimensions", 400)
+    error = await refusal(create(stub, [1], guarded_caller(blocked_patterns=["zebra"])))
+    assert (error.reason_name, error.param) == ("UNSUPPORTED", "input")
+    both = pb.EmbedRequest(model=MODEL, inputs=["a"], token_inputs=[pb.TokenInput(ids=[7])])
+    assert (await refusal(stub.Embed(both))).reason_name == "INVALID_ARGUMENT"
+    neither = pb.EmbedRequest(model=MODEL)
+    assert (await refusal(stub.Embed(neither))).reason_name == "INVALID_ARGUMENT"
+
+
+async def test_a_matryoshka_model_is_cut_here(
+    behind: str, redis_url: str, empty_redis: redis.Redis, tmp_path: Path, node: FakeNode
+) -> None:
+    settings = _settings(behind, redis_url, tmp_path).model_copy(
+        update={"matryoshka_models": "other,all-*"}
+    )
+    async with (
+        serving(settings, make_app(settings)) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        stub = pb_grpc.EmbeddingsServiceStub(channel)
+        assert (await create(stub, "hello", dimensions=1))["data"][0]["embedding"] == [1.0]
+        assert node.dimensions == [None]
+        error = await refusal(create(stub, "hello", dimensions=3))
+        assert (error.reason_name, error.param) == ("INVALID_ARGUMENT", "dimensions")

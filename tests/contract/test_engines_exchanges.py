@@ -48,7 +48,9 @@ def test_every_engine_has_its_exchanges():
         assert source.startswith(("recorded from ", "written from documentation https://")), path
     for engine in engines:
         stems = {path.stem for path in PATHS if path.parent.name == engine}
-        assert {"describe", "chat", "chat_stream"} <= stems
+        # One of them never chats.
+        needed = {"describe"} if engine == "tei" else {"describe", "chat", "chat_stream"}
+        assert needed <= stems
 
 
 @cases("description")

@@ -88,6 +88,7 @@ def models(owner: str) -> Page:
                 "/v1/models": models("x"),
             },
         ),
+        ("tei", {"/info": (200, {"model_id": "x", "model_type": {"reranker": {}}})}),
         ("ollama", {"/api/version": (200, {"version": "0.9"}), "/v1/models": models("library")}),
         ("vllm", {"/version": (200, {"version": "0.9"}), "/v1/models": models("vllm")}),
         ("openai", {"/v1/models": models("somebody")}),

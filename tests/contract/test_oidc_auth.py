@@ -19,7 +19,7 @@ from services.auth.oidc import issuer as issuer_module
 from services.auth.settings import AuthSettings
 from services.kit import server
 
-LIST_MODELS = "/infermesh.registry.v1.ModelService/ListOpenAIModels"
+LIST_MODELS = "/infermesh.routing.v1.OpenAIModelService/ListOpenAIModels"
 LIST_KEYS = "/infermesh.auth.v1.KeyService/ListKeys"
 
 OK = 0

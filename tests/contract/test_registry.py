@@ -225,29 +225,18 @@ async def test_models(registry: Registry) -> None:
     name = "org/m:v1"
     get = model_service_pb2.GetModelRequest(name=name)
     assert (await registry.models.GetModel(get)).name == name
-    listed = await registry.models.ListOpenAIModels(model_service_pb2.ListOpenAIModelsRequest())
-    assert listed.object == "list"
-    assert [(m.id, m.object, m.owned_by) for m in listed.data] == [(name, "model", "infermesh")]
-    openai = await registry.models.GetOpenAIModel(
-        model_service_pb2.GetOpenAIModelRequest(model=name)
-    )
-    assert openai.created > 1_700_000_000
 
     delete = model_service_pb2.DeleteModelRequest(name=name)
     refusal = await refused(registry.models.DeleteModel(delete))
     assert refusal == (code_pb2.FAILED_PRECONDITION, "FAILED_PRECONDITION", None)
     await call.done_writing()
     await call.read()
-    listed = await registry.models.ListOpenAIModels(model_service_pb2.ListOpenAIModelsRequest())
-    assert not listed.data
-    # Known, though no node serves it: the list leaves it out, and by name it is there.
-    get_openai = model_service_pb2.GetOpenAIModelRequest(model=name)
-    assert (await registry.models.GetOpenAIModel(get_openai)).id == name
+    # Known, though no node serves it.
+    assert (await registry.models.GetModel(get)).name == name
     await registry.models.DeleteModel(delete)
     missing = (code_pb2.NOT_FOUND, "MODEL_NOT_FOUND", "model")
     assert await refused(registry.models.DeleteModel(delete)) == missing
     assert await refused(registry.models.GetModel(get)) == missing
-    assert await refused(registry.models.GetOpenAIModel(get_openai)) == missing
 
 
 async def test_a_restart_drops_nobody(postgres_url: str, registry: Registry) -> None:

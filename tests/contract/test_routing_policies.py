@@ -187,6 +187,8 @@ async def test_splits_over_rpc(mesh: Mesh) -> None:
         found = headers_set(answer)
         # The model goes on in its own name, for the node, the ledger and Envoy's own balancing.
         assert found["x-mesh-model"] == found["x-mesh-models"]
+        # Limits go by the caller's name for it.
+        assert found["x-mesh-requested-model"] == "prod"
         assert answer.dynamic_metadata["envoy.lb"]["model"] == found["x-mesh-model"]
         chosen.append(found["x-mesh-model"])
     assert chosen.count("v2") == 2

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
+from services.inference.engines.asks import TokenizeAsk
 from services.inference.engines.dialect import EngineOptions as DialectOptions
 from services.inference.engines.sim import Simulator
 from services.inference.http_client import EngineClient
@@ -26,6 +27,17 @@ async def engines() -> AsyncIterator[tuple[list[str], list[Api]]]:
     ports = [free_port(), free_port()]
     async with serving("127.0.0.1", ports, _OPTIONS) as apis:
         yield [f"http://127.0.0.1:{port}" for port in ports], list(apis)
+
+
+async def test_tokens_can_be_read_again(engines: tuple[list[str], list[Api]]) -> None:
+    (url, _), _ = engines
+    client = EngineClient(url, idle_timeout_s=5)
+    dialect = Simulator(DialectOptions())
+    cut = await dialect.tokenize(client, TokenizeAsk("sim", {"prompt": "hello"}, wants_texts=True))
+    assert cut is not None
+    assert cut.texts == ["hell", "o"]
+    assert await dialect.detokenize(client, "sim", cut.ids) == "hello"
+    client.close()
 
 
 async def test_its_dialect_reads_models_and_load(engines: tuple[list[str], list[Api]]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import httpx
+import psutil
 
 from e2e.mesh import REPOSITORY, Mesh
 
@@ -145,6 +146,10 @@ class Fleet:
         process = self._nodes[node_id]
         process.send_signal(signal.SIGINT)
         return process.wait(_NODE_STOP_S)
+
+    def process(self, node_id: str) -> psutil.Process:
+        """Returns the process of a node."""
+        return psutil.Process(self._nodes[node_id].pid)
 
     def outputs(self, *node_ids: str) -> str:
         """Returns what nodes printed."""

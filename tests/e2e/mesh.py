@@ -69,6 +69,15 @@ class Mesh:
                     return child
         raise LookupError(name)
 
+    def part_words(self, *wanted: str) -> list[str]:
+        """Returns the command of the first part whose command has all that is wanted in it."""
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                words = child.cmdline()
+                if all(each in " ".join(words) for each in wanted):
+                    return words
+        raise LookupError(wanted)
+
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
         process = self.part(name)
         process.send_signal(number)

@@ -33,7 +33,7 @@ from tls_world import check, refused
 
 PORT, BASE_PORT = 23480, 23400
 MODEL = "tls-sim"
-SERVICES = {"auth": 1, "registry": 2, "routing": 3, "embeddings": 4, "metrics": 5}
+SERVICES = {"auth": 1, "registry": 2, "routing": 3, "embeddings": 4, "metrics": 5, "jobs": 6}
 
 
 @dataclass

@@ -23,6 +23,7 @@ class Connection:
 
     Attributes:
         is_over: Whether the other side was seen to end it.
+        was_reset: Whether the other side was seen to reset a stream.
     """
 
     def __init__(self, port: int) -> None:
@@ -30,7 +31,7 @@ class Connection:
         self._encoder = _hazmat.Encoder()
         self._decoder = _hazmat.Decoder()
         self._buffer = b""
-        self.is_over = False
+        self.is_over = self.was_reset = False
         self.send(GREETING + frame(SETTINGS))
 
     def send(self, data: bytes) -> bool:
@@ -58,6 +59,7 @@ class Connection:
             self.is_over = True
         found, used = self._whole()
         self._buffer = self._buffer[used:]
+        self.was_reset |= any(kind == RST for kind, *_ in found)
         return found
 
     def _whole(self) -> tuple[list[tuple[int, int, int, bytes]], int]:

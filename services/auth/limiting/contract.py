@@ -240,11 +240,13 @@ class Limiter(Protocol):
         """
         ...
 
-    def release(self, request_id: str, *, reached_node: bool) -> None:
+    def release(self, request_id: str, *, reached_node: bool, caller_left: bool = False) -> None:
         """The call has ended: its place among the concurrent ones is free.
 
         Where it reached no node its reservation and its tokens are given back too; else they stand
-        until it is settled. Told to Redis in the background, and again while Redis is away.
+        until it is settled. Where the caller left, and the ledger does not know what it took by
+        then, the reservation counts for the whole day and month. Told to Redis in the background,
+        and again while Redis is away.
         """
         ...
 

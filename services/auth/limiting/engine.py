@@ -115,10 +115,11 @@ class RedisLimiter:
             self._ask(call)
         return future
 
-    def release(self, request_id: str, *, reached_node: bool) -> None:
+    def release(self, request_id: str, *, reached_node: bool, caller_left: bool = False) -> None:
         """The call has ended; see `Limiter`."""
         self._shares.release(request_id)
-        operation = Plain([wire.RELEASE, request_id, int(reached_node)], int(time.time()))
+        how = 2 if reached_node and caller_left else int(reached_node)
+        operation = Plain([wire.RELEASE, request_id, how], int(time.time()))
         if self._link is None:
             self._journal.add(operation)
         else:

@@ -9,7 +9,7 @@
 --   ops     {what, …}, done in order; scopes are named by their place in `scopes`, from 1
 --     1 admit      id, tokens, nano-USD, scopes
 --     2 charge     id, tokens, nano-USD, scopes, second: without asking, where the id is not known
---     3 release    id, reached a node (1 or 0)
+--     3 release    id, how: 0 reached no node, 1 reached one, 2 and the caller left it
 --     4 settle     id, tokens (-1: not known)
 --     5 total      period, scope id, date, value, version, limit (-1: none), percents
 --     6 state      scope
@@ -29,8 +29,11 @@
 --             in which they lapse
 --   clock     the last second, so that a clock that is set back does not bring a minute back
 --   r:id      a call: {second, bucket, tokens, nano-USD, has a place, has a reservation, is
---             settled, {second, tokens, …} as counted, {scope, …}, {1 ring | 2 flight, …}}
+--             settled (1, or 2: its tokens are not known), {second, tokens, …} as counted,
+--             {scope, …}, {1 ring | 2 flight, …}, whether its caller left, {day, month} of l}
 --   d:run:scope:date, u:run:scope:date   n total, v version, p<limit> percentage told
+--   l:scope   what calls had reserved whose callers left, so that nobody knows what they took: by
+--             period and date
 --   a:scope   percentages told, by period and limit
 --   idle      scopes by the second from which they may be forgotten
 --   replicas  replicas by their last heartbeat
@@ -236,7 +239,7 @@ end
 
 -- Totals of the ledger, and alerts --------------------------------------------------------------
 
-local totals, alerts = {}, {}
+local totals, lefts, alerts = {}, {}, {}
 
 local function total_of(period, scope, day)
   local key = P .. period .. ':' .. run .. ':' .. scope .. ':' .. day
@@ -249,10 +252,26 @@ local function total_of(period, scope, day)
   return total
 end
 
+local function left_of(period, scope, day)
+  local id = period .. day .. scope
+  if not lefts[id] then
+    lefts[id] = tonumber(call('HGET', P .. 'l:' .. scope, period .. day)) or 0
+  end
+  return lefts[id]
+end
+
+local function leave(period, scope, day, amount)
+  if amount == 0 then return end
+  local key = P .. 'l:' .. scope
+  lefts[period .. day .. scope] = call('HINCRBY', key, period .. day, amount)
+  call('EXPIRE', key, TOLD_S)
+end
+
 local function alert(op, period, scope, day, total, limit, percents)
   local passed = 0
+  local spent = total.n + left_of(period, scope, day)
   for i = 1, #percents do
-    if percents[i] > passed and total.n * 100 >= limit * percents[i] then passed = percents[i] end
+    if percents[i] > passed and spent * 100 >= limit * percents[i] then passed = percents[i] end
   end
   if passed == 0 then return end
   local field = string.format('%s%s:%.0f', period, day, limit)
@@ -276,7 +295,7 @@ end
 
 local function store(id, record)
   local packed = cmsgpack.pack(record)
-  if record[6] == 1 or record[5] == 1 then
+  if record[6] == 1 or record[5] == 1 or record[12] then
     call('SET', P .. 'r:' .. id, packed, 'EX', hold + SLACK_S)
   else
     call('SET', P .. 'r:' .. id, packed, 'EX', SETTLED_S)
@@ -299,7 +318,8 @@ local function counters(result, places)
       c = f.c
       local day = row[5] >= 0 and total_of('d', row[1], date('d')).n
       local month = row[6] >= 0 and total_of('u', row[1], date('u')).n
-      d, u = day and day + f.t or -1, month and month + f.u or -1
+      d = day and day + left_of('d', row[1], date('d')) + f.t or -1
+      u = month and month + left_of('u', row[1], date('u')) + f.u or -1
     end
     local n = #result
     result[n + 1], result[n + 2], result[n + 3], result[n + 4], result[n + 5] = R, T, c, d, u
@@ -323,7 +343,7 @@ local function charge(id, tokens, usd, places, second)
     end
     names[i], kinds[i] = row[1], kind
   end
-  store(id, {second, bucket, tokens, usd, 1, 1, 0, {second, tokens}, names, kinds})
+  store(id, {second, bucket, tokens, usd, 1, 1, 0, {second, tokens}, names, kinds, 0})
 end
 
 -- Whether a limit by the minute, or of calls at the same time, refuses, and for how long.
@@ -355,10 +375,11 @@ local function ledger_wait(op, row, period, limit, reserved, own)
   if #row[7] > 0 and limit > 0 then
     alert(op, period, row[1], date(period), total, limit, row[7])
   end
-  if total.n + reserved + own <= limit and limit > 0 then return nil end
+  local spent = total.n + left_of(period, row[1], date(period))
+  if spent + reserved + own <= limit and limit > 0 then return nil end
   if own > limit or limit == 0 then return -1 end
   -- What calls that run have reserved is free, or spent, when they are settled.
-  if total.n + own <= limit then return 5000 end
+  if spent + own <= limit then return 5000 end
   return ms_until(date(period .. '_end'))
 end
 
@@ -433,10 +454,37 @@ local function end_call(record, frees_reservation)
   end
 end
 
-local function release(id, reached)
+-- What a caller who left before the end made the engine do is known to nobody. It counts as reserved
+-- for the day and the month: were it free, who always leaves would never pay.
+local function stand(record)
+  if record[6] == 0 or record[7] ~= 2 or record[11] ~= 1 then return end
+  record[12] = {date('d'), date('u')}
+  for i = 1, #record[9] do
+    if record[10][i] >= 2 then
+      leave('d', record[9][i], record[12][1], record[3])
+      leave('u', record[9][i], record[12][2], record[4])
+    end
+  end
+  end_call(record, true)
+end
+
+local function withdraw(record)
+  if not record[12] then return end
+  for i = 1, #record[9] do
+    if record[10][i] >= 2 then
+      leave('d', record[9][i], record[12][1], -record[3])
+      leave('u', record[9][i], record[12][2], -record[4])
+    end
+  end
+  record[12] = nil
+end
+
+local function release(id, how)
   local record = record_of(id)
   if not record then return {0} end
-  local nothing_done = reached == 0 and record[7] == 0
+  local nothing_done = how == 0 and record[7] ~= 1
+  if how == 2 then record[11] = 1 end
+  stand(record)
   end_call(record, nothing_done)
   if nothing_done then recount(record, 0) end
   store(id, record)
@@ -446,10 +494,15 @@ end
 local function settle(id, tokens)
   local record = record_of(id)
   if not record then return {0} end
-  end_call(record, tokens >= 0)
   if tokens >= 0 then
     record[7] = 1
+    withdraw(record)
+    end_call(record, true)
     recount(record, tokens)
+  else
+    if record[7] == 0 then record[7] = 2 end
+    stand(record)
+    end_call(record, false)
   end
   store(id, record)
   return {1}
@@ -480,7 +533,7 @@ local function state(place)
       missing[n + 1], missing[n + 2], missing[n + 3] = period, row[1], date(period)
     end
     local n = #result
-    result[n + 1] = total and total.n or 0
+    result[n + 1] = total and total.n and total.n + left_of(period, row[1], date(period)) or 0
     result[n + 2] = l == 5 and f.t or f.u
     result[n + 3] = ms_until(date(period .. '_end'))
   end

@@ -20,7 +20,7 @@ Folder = Annotated[Path, typer.Option("--dir", help="The folder of the certifica
 
 _FOLDER = STATE_DIR / "tls"
 _KEEP_S = 60.0
-_PARTS = ("auth", "registry", "routing", "embeddings", "metrics")
+_PARTS = ("auth", "registry", "routing", "embeddings", "metrics", "jobs")
 
 
 @app.command()

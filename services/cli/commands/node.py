@@ -37,6 +37,7 @@ class EngineName(StrEnum):
     OPENAI = "openai"
     SGLANG = "sglang"
     SIM = "sim"
+    TEI = "tei"
     TGI = "tgi"
     VLLM = "vllm"
 

@@ -8,6 +8,7 @@ from services.inference.engines.ollama import Ollama
 from services.inference.engines.openai import OpenAICompatible
 from services.inference.engines.sglang import SgLang
 from services.inference.engines.sim import Simulator
+from services.inference.engines.tei import Tei
 from services.inference.engines.tgi import Tgi
 from services.inference.engines.vllm import Vllm
 
@@ -17,6 +18,7 @@ ENGINES: Mapping[str, Callable[[EngineOptions], Engine]] = {
     "openai": OpenAICompatible,
     "sglang": SgLang,
     "sim": Simulator,
+    "tei": Tei,
     "tgi": Tgi,
     "vllm": Vllm,
 }

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from services.inference.engines.asks import Ranking, RerankAsk, TokenizeAsk, Tokenized
 from services.inference.http_client import EngineClient
 from services.inference.requests import OpenAIRequest
 
@@ -194,8 +195,19 @@ class Engine(Protocol):
         """Returns what a whole request took, from the usage objects of its answer."""
         ...
 
-    def embedding(self, model: str, text: str) -> tuple[str, bytes]:
-        """Returns the path and the body of a request for one text's vector."""
+    def embedding(
+        self, model: str, text: str | list[int], dimensions: int | None = None
+    ) -> tuple[str, bytes]:
+        """Returns the path and the body of a request for one text's vector.
+
+        Args:
+            model: The model's name at the engine.
+            text: The text, or its tokens.
+            dimensions: The components that the vector is to have; None is all.
+
+        Raises:
+            MeshError: `UNSUPPORTED`: the engine takes no tokens, or cuts no vectors.
+        """
         ...
 
     def vector(self, answer: bytes) -> Vector:
@@ -246,6 +258,36 @@ class Engine(Protocol):
         Returns:
             The fields, or None where the engine cannot keep to that.
         """
+        ...
+
+    def reranking(self, ask: RerankAsk) -> tuple[str, bytes]:
+        """Returns the path and the body of a request for a ranking.
+
+        Raises:
+            MeshError: `UNSUPPORTED`: the engine ranks nothing.
+        """
+        ...
+
+    def ranking(self, answer: bytes) -> Ranking:
+        """Reads the answer to such a request.
+
+        Raises:
+            LookupError, TypeError, ValueError: It is not what the engine's dialect says it is.
+        """
+        ...
+
+    async def tokenize(self, client: EngineClient, ask: TokenizeAsk) -> Tokenized | None:
+        """Has the engine cut something into tokens; None where it has no way to.
+
+        Raises:
+            MeshError: The engine refuses.
+            EngineConnectionError: It does not answer.
+            EngineTimeoutError: It does not answer in time.
+        """
+        ...
+
+    async def detokenize(self, client: EngineClient, model: str, tokens: list[int]) -> str | None:
+        """Has the engine make a text of tokens; None where it has no way to. Raises like above."""
         ...
 
     async def describe(self, client: EngineClient) -> Description:

@@ -17,7 +17,9 @@ from typing import Any
 
 import orjson
 
+from services.inference import errors
 from services.inference.engines import features
+from services.inference.engines.asks import TokenizeAsk, Tokenized
 from services.inference.engines.dialect import (
     Description,
     EngineModel,
@@ -32,6 +34,7 @@ from services.inference.engines.dialect import (
 from services.inference.engines.metrics_page import MetricsPage, metrics_pattern
 from services.inference.engines.pages import get, get_json
 from services.inference.engines.standard import Standard, asked, listed, makes_vectors, tokenized
+from services.inference.engines.token_pages import text_of, tokenize_llamacpp
 from services.inference.http_client import EngineClient
 from services.inference.requests import OpenAIRequest, with_fields
 
@@ -51,6 +54,7 @@ class LlamaCpp(Standard):
     name = "llamacpp"
     _slots: int | None = None
     _capacity: int | None = None
+    _vocabulary: int | None = None
     # Off in some builds: then what the slots hold is not asked again.
     _has_slots_page = True
     # Whether the template can make the model think; None is unknown.
@@ -117,6 +121,28 @@ class LlamaCpp(Standard):
             client, {"content": text, "add_special": True, "parse_special": True}
         )
 
+    def embedding(
+        self, model: str, text: str | list[int], dimensions: int | None = None
+    ) -> tuple[str, bytes]:
+        """Cuts no vectors: it would return them whole."""
+        if dimensions is not None:
+            raise errors.unsupported("dimensions", "llama.cpp returns vectors whole.")
+        return super().embedding(model, text)
+
+    async def tokenize(self, client: EngineClient, ask: TokenizeAsk) -> Tokenized | None:
+        """Has `/apply-template` write chats, and `/tokenize` cut."""
+        return await tokenize_llamacpp(client, ask)
+
+    async def detokenize(self, client: EngineClient, model: str, tokens: list[int]) -> str | None:
+        """Asks `/detokenize`, which fails at ids that there are not."""
+        if self._vocabulary is not None:
+            for index, token in enumerate(tokens):
+                if token >= self._vocabulary:
+                    raise errors.invalid(
+                        f"tokens[{index}]", f"the model has {self._vocabulary} tokens."
+                    )
+        return await text_of(client, "/detokenize", {"tokens": tokens}, "content")
+
     def thinking(self, model: str, budget: int | None) -> dict[str, Any] | None:
         """Turns it on and off in the template; the sampler ends it at the budget."""
         if self._can_think is False:
@@ -135,6 +161,7 @@ class LlamaCpp(Standard):
         context = count_of(settings.get("n_ctx")) if isinstance(settings, dict) else None
         self._capacity = context * self._slots if context and self._slots else None
         self._has_slots_page = True
+        self._vocabulary = _vocabulary(entries)
         self._can_think = _thinks(props.get("chat_template"))
         # It serves vectors or chats, never both.
         is_embedding = bool(entries) and await makes_vectors(client, entries[0]["id"])
@@ -194,6 +221,12 @@ class LlamaCpp(Standard):
         if not slots or len(known) < len(held):
             return None
         return share_of(min(sum(known) / self._capacity, 1.0))
+
+
+def _vocabulary(entries: list[dict[str, Any]]) -> int | None:
+    """Returns how many tokens the model knows; None where that is not said."""
+    meta = entries[0].get("meta") if entries else None
+    return count_of(meta.get("n_vocab")) if isinstance(meta, dict) else None
 
 
 def _thinks(template: object) -> bool | None:

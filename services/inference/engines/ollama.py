@@ -15,7 +15,9 @@ from typing import Any
 
 import orjson
 
+from services.inference import errors
 from services.inference.engines import features
+from services.inference.engines.asks import RerankAsk
 from services.inference.engines.dialect import (
     Description,
     EngineModel,
@@ -75,9 +77,20 @@ class Ollama(Standard):
         """Turns it on and off; Ollama has no budget for it."""
         return None if budget else {"think": budget is None}
 
-    def embedding(self, model: str, text: str) -> tuple[str, bytes]:
+    def embedding(
+        self, model: str, text: str | list[int], dimensions: int | None = None
+    ) -> tuple[str, bytes]:
         """Asks for a refusal where the text is too long, instead of the vector of its start."""
-        return "/api/embed", orjson.dumps({"model": model, "input": text, "truncate": False})
+        if not isinstance(text, str):
+            raise errors.unsupported("input", "Ollama embeds texts only, no tokens.")
+        fields: dict[str, Any] = {"model": model, "input": text, "truncate": False}
+        if dimensions is not None:
+            fields["dimensions"] = dimensions
+        return "/api/embed", orjson.dumps(fields)
+
+    def reranking(self, ask: RerankAsk) -> tuple[str, bytes]:
+        """Refuses: there is no such thing."""
+        raise errors.unsupported("model", "Ollama ranks no documents.")
 
     def vector(self, answer: bytes) -> Vector:
         """Reads the first of the vectors."""

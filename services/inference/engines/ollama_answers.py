@@ -12,6 +12,7 @@ from services.inference.engines.translated import Lines
 from services.inference.http_client import EngineConnectionError
 
 _DONE = b"data: [DONE]\n\n"
+_NS_PER_MS = 1_000_000
 
 
 class _Events:
@@ -86,7 +87,10 @@ class _Events:
         usage = {name: count for name, count in usage.items() if count is not None}
         if not usage:
             return b""
-        return b'%b,"choices":[],"usage":%b}\n\n' % (self._head, orjson.dumps(usage))
+        event = b'%b,"choices":[],"usage":%b' % (self._head, orjson.dumps(usage))
+        if timings := _timings(data):
+            event += b',"timings":%b' % orjson.dumps(timings)
+        return event + b"}\n\n"
 
 
 class ChatLines(_Events):
@@ -159,6 +163,20 @@ class GenerateLines(_Events):
 
     def _end(self) -> dict[str, Any]:
         return {"text": ""}
+
+
+def _timings(data: dict[str, Any]) -> dict[str, float]:
+    """Returns how long the parts took, as llama.cpp says it, and how long the model's loading."""
+    said = {
+        "load_ms": data.get("load_duration"),
+        "prompt_ms": data.get("prompt_eval_duration"),
+        "predicted_ms": data.get("eval_duration"),
+    }
+    return {
+        name: value / _NS_PER_MS
+        for name, value in said.items()
+        if isinstance(value, int) and value >= 0
+    }
 
 
 def _logprobs(entries: list[dict[str, Any]]) -> dict[str, Any] | None:

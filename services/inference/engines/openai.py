@@ -64,9 +64,11 @@ class OpenAICompatible(Standard):
             f"?api-version={quote(self._version)}"
         )
 
-    def embedding(self, model: str, text: str) -> tuple[str, bytes]:
+    def embedding(
+        self, model: str, text: str | list[int], dimensions: int | None = None
+    ) -> tuple[str, bytes]:
         """Asks for the vector as numbers, in the form of the endpoint."""
-        path, body = super().embedding(model, text)
+        path, body = super().embedding(model, text, dimensions)
         return (self._deployment(model, "embeddings") if self._version else path), body
 
     async def describe(self, client: EngineClient) -> Description:

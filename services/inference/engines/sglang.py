@@ -14,6 +14,8 @@ from typing import Any
 
 import orjson
 
+from services.inference import errors
+from services.inference.engines.asks import TokenizeAsk, Tokenized
 from services.inference.engines.dialect import (
     Description,
     EngineModel,
@@ -25,7 +27,8 @@ from services.inference.engines.dialect import (
 )
 from services.inference.engines.metrics_page import MetricsPage, Sample, metrics_pattern
 from services.inference.engines.pages import get, get_first, get_json
-from services.inference.engines.standard import Standard, listed, tokenized
+from services.inference.engines.standard import Standard, asked, listed, tokenized
+from services.inference.engines.token_pages import ids_of, text_of
 from services.inference.http_client import EngineClient
 
 
@@ -57,6 +60,23 @@ class SgLang(Standard):
     async def count_tokens(self, client: EngineClient, model: str, text: str) -> int | None:
         """Asks `/tokenize`, which older versions lack."""
         return await tokenized(client, {"model": model, "prompt": text})
+
+    async def tokenize(self, client: EngineClient, ask: TokenizeAsk) -> Tokenized | None:
+        """Asks `/tokenize`, which takes no chats and gives no texts."""
+        if "prompt" not in ask.fields:
+            raise errors.unsupported("messages", "SGLang cuts texts only, no chats.")
+        if ask.wants_texts:
+            raise errors.unsupported("return_token_strs", "SGLang tells tokens by their ids only.")
+        fields: dict[str, Any] = {"model": ask.model, "prompt": ask.fields["prompt"]}
+        if ask.adds_special is not None:
+            fields["add_special_tokens"] = ask.adds_special
+        said = await asked(client, "/tokenize", fields)
+        return None if said is None else Tokenized(ids_of(said.get("tokens")))
+
+    async def detokenize(self, client: EngineClient, model: str, tokens: list[int]) -> str | None:
+        """Asks `/detokenize`, special tokens included."""
+        fields = {"model": model, "tokens": tokens, "skip_special_tokens": False}
+        return await text_of(client, "/detokenize", fields, "text")
 
     async def describe(self, client: EngineClient) -> Description:
         """Asks `/v1/models`, `/model_info` and `/server_info`, under their old names too."""

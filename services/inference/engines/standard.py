@@ -7,6 +7,7 @@ import orjson
 
 from services.inference import errors
 from services.inference.engines import features
+from services.inference.engines.asks import Ranking, RerankAsk, TokenizeAsk, Tokenized
 from services.inference.engines.dialect import (
     EngineModel,
     EngineNotReadyError,
@@ -18,6 +19,7 @@ from services.inference.engines.dialect import (
     objects_of,
     tokens_of,
 )
+from services.inference.engines.rerank_form import ranking_of, rerank_request
 from services.inference.http_client import EngineClient
 from services.inference.requests import OpenAIRequest, with_fields
 
@@ -78,9 +80,13 @@ class Standard:
         """Takes the last, which is over all answers."""
         return tokens_of(usages[-1]) if usages else Tokens()
 
-    def embedding(self, model: str, text: str) -> tuple[str, bytes]:
+    def embedding(
+        self, model: str, text: str | list[int], dimensions: int | None = None
+    ) -> tuple[str, bytes]:
         """Asks for the vector as numbers, not as base64."""
-        fields = {"model": model, "input": text, "encoding_format": "float"}
+        fields: dict[str, Any] = {"model": model, "input": text, "encoding_format": "float"}
+        if dimensions is not None:
+            fields["dimensions"] = dimensions
         return _EMBEDDINGS, orjson.dumps(fields)
 
     def vector(self, answer: bytes) -> Vector:
@@ -100,9 +106,25 @@ class Standard:
         """Says nothing: OpenAI's HTTP has no tokenizer."""
         return None
 
+    def reranking(self, ask: RerankAsk) -> tuple[str, bytes]:
+        """Asks `/v1/rerank`, which is not OpenAI's but that of most who speak OpenAI's HTTP."""
+        return rerank_request(ask)
+
+    def ranking(self, answer: bytes) -> Ranking:
+        """Reads Jina's form and its kin."""
+        return ranking_of(answer)
+
+    async def tokenize(self, client: EngineClient, ask: TokenizeAsk) -> Tokenized | None:
+        """Says nothing: OpenAI's HTTP has no tokenizer."""
+        return None
+
+    async def detokenize(self, client: EngineClient, model: str, tokens: list[int]) -> str | None:
+        """Says nothing: OpenAI's HTTP has no tokenizer."""
+        return None
+
     def thinking(self, model: str, budget: int | None) -> dict[str, Any] | None:
-        """Leaves it to the model, if at all: OpenAI's HTTP bounds no thinking."""
-        return {} if budget is None else None
+        """Leaves it to the model: OpenAI's HTTP bounds no thinking."""
+        return None if budget else {}
 
     def _remember(self, models: list[EngineModel]) -> tuple[EngineModel, ...]:
         """Keeps what is known of the models, and returns those that are to be served.

@@ -16,6 +16,7 @@ import orjson
 
 from services.inference import errors
 from services.inference.engines import features
+from services.inference.engines.asks import RerankAsk
 from services.inference.engines.dialect import (
     Description,
     EngineModel,
@@ -106,6 +107,10 @@ class Tgi(Standard):
             hides_usage=not request.wants_usage,
             translator=lambda: GenerateEvents(request.model),
         )
+
+    def reranking(self, ask: RerankAsk) -> tuple[str, bytes]:
+        """Refuses: it ranks nothing."""
+        raise errors.unsupported("model", f"{_NAME} ranks no documents.")
 
     def thinking(self, model: str, budget: int | None) -> dict[str, Any] | None:
         """Has no word for it."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from services.inference.engines.asks import TokenizeAsk, Tokenized
 from services.inference.engines.dialect import (
     Description,
     EngineModel,
@@ -23,6 +24,7 @@ from services.inference.engines.dialect import (
 from services.inference.engines.metrics_page import MetricsPage, metrics_pattern
 from services.inference.engines.pages import get, get_json
 from services.inference.engines.standard import Standard, asked, listed, makes_vectors, tokenized
+from services.inference.engines.token_pages import text_of, tokenize_vllm
 from services.inference.http_client import EngineClient
 from services.inference.requests import OpenAIRequest
 
@@ -71,6 +73,14 @@ class Vllm(Standard):
         fields = {name: request.fields[name] for name in _PROMPT_FIELDS if name in request.fields}
         said = await asked(client, "/tokenize", {**fields, "model": request.model})
         return None if said is None else count_of(said.get("count"))
+
+    async def tokenize(self, client: EngineClient, ask: TokenizeAsk) -> Tokenized | None:
+        """Asks `/tokenize`."""
+        return await tokenize_vllm(client, ask)
+
+    async def detokenize(self, client: EngineClient, model: str, tokens: list[int]) -> str | None:
+        """Asks `/detokenize`."""
+        return await text_of(client, "/detokenize", {"model": model, "tokens": tokens}, "prompt")
 
     def thinking(self, model: str, budget: int | None) -> dict[str, Any] | None:
         """Turns it on and off in the template; a budget that the server is not set up for it

@@ -13,11 +13,13 @@ from services.inference.simulator.faults import Share, faults_of
 from services.inference.simulator.options import MAX_ADAPTERS, EngineOptions
 from services.inference.simulator.prompt import RequestError, chat_text, tokens_of
 from services.inference.simulator.timers import Timers
-from services.inference.simulator.vectors import packed, vector
+from services.inference.simulator.token_ids import id_of, piece_of, pieces_of
+from services.inference.simulator.vectors import packed, score, vector
 
 VERSION = "0.1.0+simulator"
 _MAX_INPUTS = 2048
 _ANSWERS = {b"/v1/chat/completions", b"/v1/completions"}
+_VECTORS = {b"/v1/embeddings", b"/v1/rerank", b"/rerank"}
 
 
 class Api:
@@ -40,7 +42,7 @@ class Api:
         self.errors = Share()
         self.drops = Share()
         self.started_at = time.time()
-        self.work = {b"/v1/embeddings"} if options.embeds else _ANSWERS
+        self.work = _VECTORS if options.embeds else _ANSWERS
         self._adapters: dict[str, None] = dict.fromkeys(options.adapters)
         self._answers: dict[tuple[str, bool], Answers] = {}
         self.pages: dict[tuple[bytes, bytes], Callable[[bytes], bytes]] = {
@@ -49,6 +51,7 @@ class Api:
             (b"GET", b"/v1/models"): self._models,
             (b"GET", b"/version"): lambda body: _json({"version": VERSION}),
             (b"POST", b"/tokenize"): self._tokenize,
+            (b"POST", b"/detokenize"): self._detokenize,
             (b"POST", b"/reset_prefix_cache"): self._forget,
             (b"POST", b"/v1/load_lora_adapter"): self._load_adapter,
             (b"POST", b"/v1/unload_lora_adapter"): self._unload_adapter,
@@ -120,6 +123,40 @@ class Api:
         model = request.get("model") or options.model
         return _json({"object": "list", "model": model, "data": data, "usage": usage})
 
+    def ranked(self, request: dict[str, Any]) -> tuple[str, list[str], int]:
+        """Returns the query and the documents of a request for a ranking, and how many are wanted.
+
+        Raises:
+            RequestError: They are none, too many, or not texts.
+        """
+        query, documents = request.get("query"), request.get("documents")
+        if not isinstance(query, str) or not query:
+            raise RequestError("query must be a text", param="query")
+        if not isinstance(documents, list) or not 0 < len(documents) <= _MAX_INPUTS:
+            raise RequestError("documents must be a list of texts", param="documents")
+        if not all(isinstance(document, str) and document for document in documents):
+            raise RequestError("documents must be a list of texts", param="documents")
+        top_n = request.get("top_n") or len(documents)
+        if not isinstance(top_n, int) or top_n < 0:
+            raise RequestError("top_n must be a number", param="top_n")
+        return query, documents, top_n
+
+    def ranking(
+        self, request: dict[str, Any], query: str, documents: list[str], top_n: int, tokens: int
+    ) -> bytes:
+        """Returns the answer to a request for a ranking, in vLLM's form."""
+        scores = sorted(
+            ((score(query, document), place) for place, document in enumerate(documents)),
+            key=lambda each: (-each[0], each[1]),
+        )
+        results = [
+            {"index": at, "document": {"text": documents[at]}, "relevance_score": value}
+            for value, at in scores[:top_n]
+        ]
+        model = request.get("model") or self.engine.options.model
+        usage = {"total_tokens": tokens}
+        return _json({"id": "rerank-0", "model": model, "usage": usage, "results": results})
+
     def _metrics(self, body: bytes) -> bytes:
         page = metrics(self.engine, len(self._adapters), self.started_at, time.time())
         return reply(page, content_type="text/plain; version=0.0.4; charset=utf-8")
@@ -145,9 +182,20 @@ class Api:
     def _tokenize(self, body: bytes) -> bytes:
         request = parsed(body)
         text = chat_text(request) if "messages" in request else str(request.get("prompt") or "")
-        count = tokens_of(text)
-        longest = self.engine.options.longest
-        return _json({"count": count, "max_model_len": longest, "tokens": list(range(count))})
+        pieces = pieces_of(text)
+        answer = {
+            "count": len(pieces),
+            "max_model_len": self.engine.options.longest,
+            "tokens": list(map(id_of, pieces)),
+            "token_strs": pieces if request.get("return_token_strs") else None,
+        }
+        return _json(answer)
+
+    def _detokenize(self, body: bytes) -> bytes:
+        tokens = parsed(body).get("tokens")
+        if not isinstance(tokens, list):
+            raise RequestError("tokens must be a list", param="tokens")
+        return _json({"prompt": "".join(map(piece_of, tokens))})
 
     def _forget(self, body: bytes) -> bytes:
         if self.engine.cache is not None:

@@ -131,6 +131,8 @@ class Connection(asyncio.Protocol):
                     return
                 if url == b"/v1/embeddings":
                     self._vectors(parsed(body))
+                elif url.endswith(b"/rerank"):
+                    self._ranking(parsed(body))
                 else:
                     self._generate(parsed(body), is_chat=url == b"/v1/chat/completions")
             elif page := self._api.pages.get((method, url.partition(b"?")[0])):
@@ -176,7 +178,21 @@ class Connection(asyncio.Protocol):
         self._api.check_model(model)
         texts = self._api.inputs(request)
         tokens = sum(map(tokens_of, texts))
-        self._embed = lambda: self._api.vectors(request, texts, tokens)
+        self._submit(model, tokens, lambda: self._api.vectors(request, texts, tokens))
+
+    def _ranking(self, request: dict[str, Any]) -> None:
+        model = str(request.get("model") or self._api.engine.options.model)
+        self._api.check_model(model)
+        query, documents, top_n = self._api.ranked(request)
+        # The model reads the query before every document.
+        tokens = sum(tokens_of(query) + tokens_of(document) for document in documents)
+        self._submit(
+            model, tokens, lambda: self._api.ranking(request, query, documents, top_n, tokens)
+        )
+
+    def _submit(self, model: str, tokens: int, answer: Callable[[], bytes]) -> None:
+        """Puts a prompt that gets no tokens through the engine."""
+        self._embed = answer
         self._sequence = Sequence(
             self, model=model, text="", prompt_tokens=tokens, answer_tokens=0, is_stream=False
         )

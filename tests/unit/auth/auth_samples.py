@@ -66,7 +66,7 @@ def check_request(
     Args:
         path: The path after the transcoder.
         headers: The headers after the transcoder.
-        rest: What `json_to_metadata` found.
+        rest: What envoy/fields.lua found.
         typed: What `grpc_field_extraction` found.
     """
     request = external_auth_pb2.CheckRequest()

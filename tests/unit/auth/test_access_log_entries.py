@@ -73,7 +73,7 @@ async def test_who_gets_everything_back(said: Any, reached: bool) -> None:
     told: list[tuple[str, bool]] = []
 
     class Limiter:
-        def release(self, request_id: str, *, reached_node: bool) -> None:
+        def release(self, request_id: str, *, reached_node: bool, caller_left: bool) -> None:
             told.append((request_id, reached_node))
 
     async def messages() -> AsyncIterator[Any]:
@@ -83,3 +83,38 @@ async def test_who_gets_everything_back(said: Any, reached: bool) -> None:
 
     await access_log._read(messages(), Limiter())  # type: ignore[arg-type]
     assert told == [("r", reached)]
+
+
+def flagged(details: str, **flags: bool) -> accesslog_pb2.HTTPAccessLogEntry:
+    made = entry(200, details)
+    for name, value in flags.items():
+        setattr(made.common_properties.response_flags, name, value)
+    return made
+
+
+def trailing(status: str) -> accesslog_pb2.HTTPAccessLogEntry:
+    made = entry(200)
+    made.response.response_trailers["grpc-status"] = status
+    return made
+
+
+@pytest.mark.parametrize(
+    ("said", "left"),
+    [
+        (flagged("downstream_remote_disconnect", downstream_connection_termination=True), True),
+        (flagged("downstream_remote_reset", downstream_remote_reset=True), True),
+        # Who stops reading, or sets a deadline that the engine cannot keep, is no better.
+        (flagged("stream_idle_timeout", stream_idle_timeout=True), True),
+        (flagged("max_duration_timeout"), True),
+        (trailing("4"), True),
+        (entry(200, grpc_status="1"), True),
+        # The node's or the engine's fault.
+        (flagged("upstream_reset_after_response_started", upstream_remote_reset=True), False),
+        (trailing("13"), False),
+        (trailing("0"), False),
+        (entry(500), False),
+        (entry(200), False),
+    ],
+)
+def test_who_ended_a_call(said: Any, left: bool) -> None:
+    assert access_log.caller_left(said) is left

@@ -28,7 +28,7 @@ from unit.auth.auth_samples import (
 NODE = SECRETS[access_pb2.ROLE_NODE]
 ATTACH = "/infermesh.registry.v1.NodeService/AttachNode"
 RECORD_USAGE = "/infermesh.metrics.v1.UsageService/RecordUsage"
-LIST_MODELS = "/infermesh.registry.v1.ModelService/ListOpenAIModels"
+LIST_MODELS = "/infermesh.routing.v1.OpenAIModelService/ListOpenAIModels"
 BAD = "im-" + "x" * 43
 MODEL = {"model": "smollm2-135m"}
 

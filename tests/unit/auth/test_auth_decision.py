@@ -56,7 +56,7 @@ def test_a_rest_chat_passes_with_the_callers_identity() -> None:
 
 @pytest.mark.parametrize("field", ["model", "chat.model"])
 def test_a_typed_chat_passes(field: str) -> None:
-    # To `json_to_metadata` a gRPC body is broken JSON.
+    # A body that is not declared as JSON is not read.
     reply, headers = decide(
         GRPC_CHAT, grpc_headers(USER), rest={"body": "invalid"}, typed={field: "smollm2-135m"}
     )

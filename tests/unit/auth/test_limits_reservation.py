@@ -29,7 +29,11 @@ def estimate(rest: dict[str, Any], typed: dict[str, str] | None = None, path: st
         ({"max_tokens": 50, "n": 1e9}, (100, 50 * 128)),
         ({"max_tokens": 1e300}, (100, BOUND - 100)),
         ({"max_tokens": 1e300, "n": 1e300}, (100, BOUND - 100)),
-        # What is no number above 0 says nothing: the node refuses it.
+        # Both are made where an engine picks the best.
+        ({"max_tokens": 50, "n": 2, "best_of": 5}, (100, 250)),
+        ({"max_tokens": 5, "n": 2, "prompts": 3}, (100, 30)),
+        ({"max_tokens": 5, "prompts": 1e300}, (100, BOUND - 100)),
+        # What is no number above 0 says nothing: the node refuses it, but for 0.
         ({"max_tokens": 0}, (100, 1024)),
         ({"max_tokens": -5, "n": -5}, (100, 1024)),
         ({"max_tokens": "50", "n": "2"}, (100, 1024)),
@@ -51,6 +55,8 @@ def test_rest(said: dict[str, Any], expected: tuple[int, int]) -> None:
         ({}, (100, 1024)),
         ({"max_tokens": "50"}, (100, 50)),
         ({"chat.max_tokens": "50", "chat.n": "2"}, (100, 100)),
+        ({"max_tokens": "50", "max_completion_tokens": "70"}, (100, 70)),
+        ({"chat.max_completion_tokens": "70"}, (100, 70)),
         ({"max_tokens": "2147483647"}, (100, BOUND - 100)),
         ({"max_tokens": "-1"}, (100, 1024)),
         ({"max_tokens": "٣"}, (100, 1024)),

@@ -44,7 +44,7 @@ def test_commands_make_show_and_renew(tmp_path: Path) -> None:
     assert "None is due." in run("renew", *where)
     certs = Certs(tmp_path / "c")
     before = {leaf.name: leaf.shown.serial for leaf in certs.leaves()}
-    assert run("renew", "--all", *where).count("good until") == len(before) == 8
+    assert run("renew", "--all", *where).count("good until") == len(before) == 9
     after = {leaf.name: leaf.shown for leaf in certs.leaves()}
     assert not set(before.items()) & {(n, s.serial) for n, s in after.items()}
     assert after["front"].hosts == ("mesh.example.com",)
@@ -186,7 +186,7 @@ def test_keep_makes_all_and_renews(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     done = CliRunner().invoke(app, words)
     assert "Traceback" not in done.output
     assert rounds == 3
-    parts = {"auth", "registry", "routing", "embeddings", "metrics"}
+    parts = {"auth", "registry", "routing", "embeddings", "metrics", "jobs"}
     assert set(made) == {"front", "envoy"} | {f"service/{part}" for part in parts}
     now = {leaf.name: leaf.shown for leaf in certs.leaves()}
     assert set(now) == set(made)

@@ -24,7 +24,9 @@ class _Node:
         self.gate.set()
         self.failure: Exception | None = None
 
-    async def embed(self, model: str, texts: Sequence[str], request_id: str) -> list[Vector]:
+    async def embed(
+        self, model: str, texts: Sequence[str], request_id: str, dimensions: int | None
+    ) -> list[Vector]:
         self.calls.append(list(texts))
         self.request_ids.append(request_id)
         try:

@@ -56,6 +56,20 @@ async def test_a_vector_comes_back_marked_as_cached() -> None:
     assert await cache.get("acme", "m", ["a", "b"]) == [ONE._replace(cached=True), None]
 
 
+async def test_forms_and_sizes_share_nothing() -> None:
+    redis = _Redis()
+    cache = _cache(redis, _Clock())
+    tokens = (97,)
+    await cache.put("t", "m", {"a": ONE})
+    await cache.put("t", "m", {tokens: ONE})
+    await cache.put("t", "m", {"a": ONE}, 1)
+    await cache.put("t", "m", {tokens: ONE}, 1)
+    await cache.put("t", "m", {"a\0\0\0": ONE})  # the bytes of the tokens
+    assert len(redis.values) == 5
+    assert await cache.get("t", "m", [tokens], 1) == [ONE._replace(cached=True)]
+    assert await cache.get("t", "m", ["a"], 2) == [None]
+
+
 async def test_tenants_and_models_share_nothing() -> None:
     redis = _Redis()
     cache = _cache(redis, _Clock())

@@ -20,6 +20,17 @@ def test_one_text_and_a_list() -> None:
     assert openai.parse(_body(encoding_format="base64")).is_base64
 
 
+def test_tokens_in_place_of_texts() -> None:
+    one = openai.parse(_body(input=[3, 0, 2**31 - 1]))
+    assert one.inputs == [(3, 0, 2**31 - 1)]
+    assert openai.parse(_body(input=[[1], [2, 3]])).inputs == [(1,), (2, 3)]
+
+
+def test_dimensions() -> None:
+    assert openai.parse(_body(dimensions=3)).dimensions == 3
+    assert openai.parse(_body()).dimensions is None
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -37,11 +48,21 @@ def test_one_text_and_a_list() -> None:
         (_body(input=["a", ""]), "input[1]"),
         (_body(input=["a", None]), "input[1]"),
         (_body(input=[True]), "input[0]"),
-        (_body(input=[1, 2]), "input"),
-        (_body(input=[[1, 2]]), "input"),
+        (_body(input=[1, -2]), "input"),
+        (_body(input=[1, 2**31]), "input"),
+        (_body(input=[1, True]), "input"),
+        (_body(input=[1, "a"]), "input"),
+        (_body(input=["a", 1]), "input[1]"),
+        (_body(input=[[1, 2], []]), "input[1]"),
+        (_body(input=[[1, 2], "a"]), "input[1]"),
+        (_body(input=[[1], [2, 0.5]]), "input[1]"),
+        (_body(input=[[1]] * 2049), "input"),
         (_body(encoding_format="hex"), "encoding_format"),
         (_body(encoding_format=[]), "encoding_format"),
-        (_body(dimensions=3), "dimensions"),
+        (_body(dimensions=0), "dimensions"),
+        (_body(dimensions=True), "dimensions"),
+        (_body(dimensions="3"), "dimensions"),
+        (_body(dimensions=65_537), "dimensions"),
     ],
 )
 def test_what_is_wrong_is_named(body: bytes, param: str | None) -> None:

@@ -2,54 +2,23 @@
 
 import base64
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
+from google.api import httpbody_pb2
 from hypothesis import given
 from hypothesis import strategies as st
-from lupa import luajit21
 
 from infermesh.inference.v1 import inference_service_pb2 as pb
+from lua_call import metadata_of
 from services.routing import prompt
 
-SCRIPT = (Path(__file__).parents[3] / "envoy" / "front.lua").read_bytes()
-HANDLE = b"""
-function(path, body, get, set, encode)
-  local metadata = {set = function(_, namespace, key, value) set(namespace, key, value) end}
-  local headers = {
-    get = function(_, name) return ({[":path"] = path, [":method"] = "POST"})[name] end,
-    remove = function() end,
-  }
-  local buffer = {
-    length = function() return #body end,
-    getBytes = function(_, from, count) return body:sub(from + 1, from + count) end,
-  }
-  return {
-    headers = function() return headers end,
-    body = function() return buffer end,
-    base64Escape = function(_, text) return encode(text) end,
-    streamInfo = function()
-      return {dynamicMetadata = function() return metadata end}
-    end,
-  }
-end
-"""
 REST = b"/v1/chat/completions"
 
 
 def told(body: bytes, path: bytes = REST) -> dict[str, Any]:
-    """Runs the script on a call and returns the metadata, without its namespaces."""
-    lua = luajit21.LuaRuntime(encoding=None)
-    lua.execute(SCRIPT)
-    found: dict[str, Any] = {}
-
-    def note(namespace: bytes, key: bytes, value: Any) -> None:
-        found[key.decode()] = value
-
-    handle = lua.eval(HANDLE)(path, body, None, note, base64.b64encode)
-    lua.globals()[b"envoy_on_request"](handle)
-    return found
+    """Runs the script on a call and returns the metadata."""
+    return metadata_of("front.lua", body, path)
 
 
 def assert_same(body: bytes) -> None:
@@ -101,24 +70,20 @@ def test_typed_prompts_begin_after_the_model() -> None:
     rest = request.SerializeToString()[2 + len("a-model") :]
     assert base64.b64decode(cuts[0]["text"]).startswith(rest[:4096])
     assert cuts[0]["size"] == len(rest)
+    completion = pb.CompleteRequest(model="a-model", prompts=["x" * 9000]).SerializeToString()
+    for method in (b"Complete", b"StreamComplete"):
+        cut = told(b"\0" + len(completion).to_bytes(4, "big") + completion, service + method)
+        rest = completion[2 + len("a-model") :]
+        assert base64.b64decode(cut["text"]).startswith(rest[:4096])
+        assert (cut["size"], cut["prompt_bytes"]) == (len(rest), len(completion) + 5)
 
 
-@pytest.mark.parametrize("after", [0, 3000, 5000, 100_000])
-def test_tools_and_fallbacks_at_either_end(after: int) -> None:
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    for body in (
-        chat("x" * after, tools=tools, fallback_models=["a", "b"]),
-        json.dumps({"tools": tools, "fallback_models": ["a", "b"], "x": "x" * after}).encode(),
-    ):
-        found = told(body)
-        assert found["tools"] is True
-        assert json.loads(base64.b64decode(found["models"])) == ["a", "b"]
-
-
-def test_what_only_looks_like_tools_is_none() -> None:
-    for text in ('"tools": [{', json.dumps({"tools": [{}], "fallback_models": ["a"]})):
-        assert told(chat(text)).keys() == {"text", "size", "prompt_bytes"}
-    assert "tools" not in told(chat("hi", tools=[]))
+def test_the_chat_of_a_service_of_the_mesh_is_cut_like_a_callers() -> None:
+    body = chat("x" * 9000)
+    sent = httpbody_pb2.HttpBody(data=body).SerializeToString()
+    path = b"/infermesh.inference.v1.OpenAIService/CreateChatCompletion"
+    cut = told(b"\0" + len(sent).to_bytes(4, "big") + sent, path)
+    assert cut | {"prompt_bytes": 0} == told(body) | {"prompt_bytes": 0}
 
 
 def test_auth_is_told_how_long_the_body_is() -> None:
@@ -127,8 +92,18 @@ def test_auth_is_told_how_long_the_body_is() -> None:
     assert told(b"{}")["prompt_bytes"] == 2
     for path in (
         b"/v1/embeddings",
+        b"/v1/responses",
         b"/infermesh.embeddings.v1.EmbeddingsService/Embed",
         b"/infermesh.inference.v1.InferenceService/Embed",
+        b"/infermesh.inference.v1.InferenceService/Rerank",
+        b"/infermesh.inference.v1.InferenceService/CountTokens",
+        b"/infermesh.inference.v1.InferenceService/Tokenize",
+        b"/infermesh.inference.v1.InferenceService/Detokenize",
+        b"/v1/rerank",
+        b"/v2/rerank",
+        b"/rerank",
+        b"/tokenize",
+        b"/detokenize",
     ):
         assert told(body, path) == {"prompt_bytes": len(body)}
 

@@ -8,7 +8,7 @@ from services.inference.node_settings import NodeSettings
 from services.kit.settings import ServiceSettings
 
 COMPOSE = Path(__file__).parents[3] / "compose"
-SERVICES = {"auth", "registry", "routing", "metrics", "embeddings"}
+SERVICES = {"auth", "registry", "routing", "metrics", "embeddings", "jobs"}
 
 
 def test_every_part_has_its_own_folder_and_no_other() -> None:

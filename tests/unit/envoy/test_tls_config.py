@@ -26,7 +26,9 @@ VALUES = {
     "CORS_ORIGINS": "",
     "ADMIN_SOCKET": "admin.sock",
     "LUA": str(REPOSITORY / "envoy" / "front.lua"),
+    "LUA_FIELDS": str(REPOSITORY / "envoy" / "fields.lua"),
     "DESCRIPTORS": str(REPOSITORY / "gen" / "infermesh.binpb"),
+    "API_DIR": str(REPOSITORY / "gen" / "api"),
 }
 PEERS = {
     "inference": {"prefix": "spiffe://infermesh/node/"},
@@ -36,6 +38,7 @@ PEERS = {
     "routing_xds": {"exact": "spiffe://infermesh/service/routing"},
     "embeddings": {"exact": "spiffe://infermesh/service/embeddings"},
     "metrics": {"exact": "spiffe://infermesh/service/metrics"},
+    "jobs": {"exact": "spiffe://infermesh/service/jobs"},
 }
 
 
@@ -110,7 +113,7 @@ def test_every_listener_speaks_tls(certs: Certs, tmp_path: Path) -> None:
     assert config["disable_stateless_session_resumption"] is True
     context = config["common_tls_context"]["combined_validation_context"]
     (san,) = context["default_validation_context"]["match_typed_subject_alt_names"]
-    assert san["matcher"] == {"exact": "spiffe://infermesh/service/embeddings"}
+    assert san["matcher"] == {"prefix": "spiffe://infermesh/service/"}
 
 
 def test_nothing_but_tls_changes(certs: Certs, tmp_path: Path) -> None:

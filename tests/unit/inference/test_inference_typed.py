@@ -1,23 +1,10 @@
-import json
-
 import pytest
 from google.protobuf import json_format, struct_pb2
-from hypothesis import given
-from hypothesis import strategies as st
 
 from infermesh.inference.v1 import inference_service_pb2 as pb
-from services.inference import typed
 from services.inference.engines.dialect import Tokens
-from services.inference.requests import check
-
-text = st.text(max_size=20)
-name = st.from_regex(r"[A-Za-z0-9_-]{1,12}", fullmatch=True)
-scalars = st.none() | st.booleans() | text | st.integers(-(2**53) + 1, 2**53 - 1)
-values = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
-)
-objects = st.dictionaries(text, values, max_size=4)
+from services.inference.typed import answers, chats, completions, usage
+from services.kit.errors import MeshError
 
 
 def struct(data):
@@ -26,47 +13,9 @@ def struct(data):
     return message
 
 
-parts = st.one_of(
-    text.map(lambda value: pb.ContentPart(text=value)),
-    st.builds(
-        lambda detail: pb.ContentPart(image_url=pb.ImageUrl(url="https://a/b", detail=detail)),
-        st.sampled_from(["", "auto", "low"]),
-    ),
-)
-calls = st.builds(pb.ToolCall, id=text, name=name, arguments=objects.map(json.dumps))
-messages = st.builds(
-    pb.ChatMessage,
-    role=st.sampled_from(sorted(typed.ROLES)),
-    content=st.lists(parts, max_size=3),
-    name=text,
-    tool_calls=st.lists(calls, max_size=2),
-    tool_call_id=text,
-)
-
-
-@given(st.lists(messages, min_size=1, max_size=4), st.booleans())
-def test_every_chat_becomes_a_request_that_the_openai_surface_takes(chat, stream):
-    fields = typed.to_openai(pb.ChatRequest(model="m", messages=chat), stream=stream)
-    request = check("chat", json.dumps(fields).encode(), fields)
-    assert (request.is_stream, request.wants_usage) == (stream, stream)
-    for message, made in zip(chat, fields["messages"], strict=True):
-        assert made["role"] == typed.ROLES[message.role]
-        content = made["content"]
-        if isinstance(content, list):
-            assert len(content) == len(message.content)
-        elif message.content:
-            assert content == message.content[0].text
-        assert [c["id"] for c in made.get("tool_calls", [])] == [c.id for c in message.tool_calls]
-
-
-@given(objects)
-def test_structs_come_back_as_they_were(data):
-    assert typed.plain(struct(data)) == data
-
-
 def test_a_single_text_is_a_plain_string():
     message = pb.ChatMessage(role=pb.CHAT_ROLE_USER, content=[pb.ContentPart(text="hi")])
-    fields = typed.to_openai(pb.ChatRequest(model="m", messages=[message]), stream=False)
+    fields = chats.chat_to_json(pb.ChatRequest(model="m", messages=[message]), stream=False)
     assert fields == {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
@@ -91,9 +40,9 @@ def test_every_field():
             json_schema=pb.JsonSchema(name="s", schema=struct({"maxLength": 3}), strict=True)
         ),
         n=2,
-        engine_options=struct({"top_k": 4, "min_p": 0.5, "n": 99, "stream": True, "model": "x"}),
+        engine_options=struct({"top_k": 4, "min_p": 0.5}),
     )
-    assert typed.to_openai(request, stream=False) == {
+    assert chats.chat_to_json(request, stream=False) == {
         "top_k": 4,
         "min_p": 0.5,
         "model": "m",
@@ -129,6 +78,26 @@ def test_every_field():
 
 
 @pytest.mark.parametrize(
+    "name", ["n", "N", "stream", "model", "max_tokens", "stop", "priority", "fallback_models"]
+)
+def test_what_has_a_field_of_its_own_comes_in_no_other_way(name):
+    request = pb.ChatRequest(model="m", engine_options=struct({name: 99}))
+    with pytest.raises(MeshError) as caught:
+        chats.chat_to_json(request, stream=False)
+    assert caught.value.param == f"engine_options.{name}"
+    completion = pb.CompleteRequest(model="m", prompts=["a"], engine_options=struct({name: 99}))
+    with pytest.raises(MeshError):
+        completions.completion_to_json(completion, stream=False)
+
+
+def test_a_tool_with_free_text_has_no_schema():
+    tool = pb.Tool(name="f", custom=pb.CustomInput(), parameters=struct({"type": "object"}))
+    with pytest.raises(MeshError) as caught:
+        chats.chat_to_json(pb.ChatRequest(model="m", tools=[tool]), stream=False)
+    assert caught.value.param == "tools[0].parameters"
+
+
+@pytest.mark.parametrize(
     ("choice", "made"),
     [
         (pb.ToolChoice(mode="auto"), "auto"),
@@ -137,12 +106,14 @@ def test_every_field():
 )
 def test_tool_choice(choice, made):
     request = pb.ChatRequest(model="m", tool_choice=choice)
-    assert typed.to_openai(request, stream=False)["tool_choice"] == made
+    assert chats.chat_to_json(request, stream=False)["tool_choice"] == made
 
 
-@pytest.mark.parametrize(("word", "number"), [*typed.FINISH_REASONS.items(), ("eos", 0), (None, 0)])
+@pytest.mark.parametrize(
+    ("word", "number"), [*answers.FINISH_REASONS.items(), ("eos", 0), (None, 0)]
+)
 def test_an_answer(word, number):
-    response = typed.to_response(
+    response = answers.chat_response_from_json(
         {
             "id": "i",
             "created": 12,
@@ -180,12 +151,16 @@ def test_an_answer(word, number):
 
 
 def test_pieces_that_say_nothing_are_left_out():
-    assert typed.to_deltas({"choices": [{"index": 0, "delta": {"role": "assistant"}}]}) == []
-    assert typed.to_deltas({"choices": []}) == []
-    deltas = typed.to_deltas({"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]})
+    assert (
+        answers.deltas_from_json({"choices": [{"index": 0, "delta": {"role": "assistant"}}]}) == []
+    )
+    assert answers.deltas_from_json({"choices": []}) == []
+    deltas = answers.deltas_from_json(
+        {"choices": [{"index": 1, "delta": {}, "finish_reason": "stop"}]}
+    )
     assert deltas == [pb.ChatDelta(index=1, finish_reason=pb.FINISH_REASON_STOP)]
 
 
 def test_unknown_is_not_zero():
-    assert not typed.to_usage(Tokens(prompt=1, completion=1)).HasField("cached_tokens")
-    assert typed.to_usage(Tokens(prompt=1, completion=1, cached=0)).HasField("cached_tokens")
+    assert not usage.usage_of(Tokens(prompt=1, completion=1)).HasField("cached_tokens")
+    assert usage.usage_of(Tokens(prompt=1, completion=1, cached=0)).HasField("cached_tokens")

@@ -67,6 +67,7 @@ class World:
         kind = {
             (False, False): grpc.unary_unary_rpc_method_handler,
             (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[(_streams(method)[0], _streams(method)[1])]
         handlers = {method.name: kind(handle)}

@@ -39,7 +39,8 @@ class LimitServiceStub:
       ledger has the call it becomes the true count: what was too much is given back to the slot of the
       call, what was too little is counted in the slot of that moment. A call that reached no node has
       the true count 0 until the ledger says otherwise; it stays one of the calls of its slot. Where
-      the ledger does not know the tokens, the reservation stands.
+      the ledger does not know the tokens, the reservation stands in the minute, and, where that is
+      so because the caller left before the end, in the day and the month too.
     - A call takes a place of `concurrent_requests` from when it is let in until it ends.
     - A day and a month are UTC's. A call is let in where the ledger's sum, the reservations of the
       calls that are not settled and the call's own are the limit at most: it is never passed by more
@@ -94,7 +95,8 @@ class LimitServiceAsyncStub(LimitServiceStub):
       ledger has the call it becomes the true count: what was too much is given back to the slot of the
       call, what was too little is counted in the slot of that moment. A call that reached no node has
       the true count 0 until the ledger says otherwise; it stays one of the calls of its slot. Where
-      the ledger does not know the tokens, the reservation stands.
+      the ledger does not know the tokens, the reservation stands in the minute, and, where that is
+      so because the caller left before the end, in the day and the month too.
     - A call takes a place of `concurrent_requests` from when it is let in until it ends.
     - A day and a month are UTC's. A call is let in where the ledger's sum, the reservations of the
       calls that are not settled and the call's own are the limit at most: it is never passed by more
@@ -145,7 +147,8 @@ class LimitServiceServicer(metaclass=_abc_1.ABCMeta):
       ledger has the call it becomes the true count: what was too much is given back to the slot of the
       call, what was too little is counted in the slot of that moment. A call that reached no node has
       the true count 0 until the ledger says otherwise; it stays one of the calls of its slot. Where
-      the ledger does not know the tokens, the reservation stands.
+      the ledger does not know the tokens, the reservation stands in the minute, and, where that is
+      so because the caller left before the end, in the day and the month too.
     - A call takes a place of `concurrent_requests` from when it is let in until it ends.
     - A day and a month are UTC's. A call is let in where the ledger's sum, the reservations of the
       calls that are not settled and the call's own are the limit at most: it is never passed by more

@@ -53,9 +53,10 @@ class EmbeddingsServiceServicer:
     """
 
     def CreateEmbeddings(self, request, context):
-        """Answers OpenAI's `POST /v1/embeddings`, its JSON as it is: `input` as one text or a list,
-        `encoding_format` `float` or `base64`. Fails with INVALID_ARGUMENT (`INPUT_TOO_LONG`, `param`
-        names the index), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`).
+        """Answers OpenAI's `POST /v1/embeddings`, its JSON as it is: `input` as one text or a list, or as
+        tokens; `encoding_format` `float` or `base64`; `dimensions`. Fails with INVALID_ARGUMENT
+        (`INPUT_TOO_LONG`, `param` names the index; `UNSUPPORTED` where the model's engine takes no
+        tokens or cuts no vectors), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

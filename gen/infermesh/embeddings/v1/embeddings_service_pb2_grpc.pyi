@@ -35,9 +35,10 @@ class EmbeddingsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EmbeddingsServiceAsyncStub: ...
     CreateEmbeddings: _grpc.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
-    """Answers OpenAI's `POST /v1/embeddings`, its JSON as it is: `input` as one text or a list,
-    `encoding_format` `float` or `base64`. Fails with INVALID_ARGUMENT (`INPUT_TOO_LONG`, `param`
-    names the index), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`).
+    """Answers OpenAI's `POST /v1/embeddings`, its JSON as it is: `input` as one text or a list, or as
+    tokens; `encoding_format` `float` or `base64`; `dimensions`. Fails with INVALID_ARGUMENT
+    (`INPUT_TOO_LONG`, `param` names the index; `UNSUPPORTED` where the model's engine takes no
+    tokens or cuts no vectors), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`).
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_embeddings_service_pb2.EmbedRequest, _embeddings_service_pb2.EmbedResponse]
     """Does the same with typed messages. Fails like `CreateEmbeddings`."""
@@ -48,9 +49,10 @@ class EmbeddingsServiceAsyncStub(EmbeddingsServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateEmbeddings: _aio.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
-    """Answers OpenAI's `POST /v1/embeddings`, its JSON as it is: `input` as one text or a list,
-    `encoding_format` `float` or `base64`. Fails with INVALID_ARGUMENT (`INPUT_TOO_LONG`, `param`
-    names the index), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`).
+    """Answers OpenAI's `POST /v1/embeddings`, its JSON as it is: `input` as one text or a list, or as
+    tokens; `encoding_format` `float` or `base64`; `dimensions`. Fails with INVALID_ARGUMENT
+    (`INPUT_TOO_LONG`, `param` names the index; `UNSUPPORTED` where the model's engine takes no
+    tokens or cuts no vectors), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`).
     """
     Embed: _aio.UnaryUnaryMultiCallable[_embeddings_service_pb2.EmbedRequest, _embeddings_service_pb2.EmbedResponse]  # type: ignore[assignment]
     """Does the same with typed messages. Fails like `CreateEmbeddings`."""
@@ -64,9 +66,10 @@ class EmbeddingsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _httpbody_pb2.HttpBody,
         context: _ServicerContext,
     ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
-        """Answers OpenAI's `POST /v1/embeddings`, its JSON as it is: `input` as one text or a list,
-        `encoding_format` `float` or `base64`. Fails with INVALID_ARGUMENT (`INPUT_TOO_LONG`, `param`
-        names the index), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`).
+        """Answers OpenAI's `POST /v1/embeddings`, its JSON as it is: `input` as one text or a list, or as
+        tokens; `encoding_format` `float` or `base64`; `dimensions`. Fails with INVALID_ARGUMENT
+        (`INPUT_TOO_LONG`, `param` names the index; `UNSUPPORTED` where the model's engine takes no
+        tokens or cuts no vectors), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`).
         """
 
     @_abc_1.abstractmethod

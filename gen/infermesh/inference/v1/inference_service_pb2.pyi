@@ -144,6 +144,62 @@ class ImageUrl(_message.Message):
 Global___ImageUrl: _TypeAlias = ImageUrl  # noqa: Y015
 
 @_typing.final
+class InputAudio(_message.Message):
+    """Sound, inline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """The sound's bytes. Base64 in JSON."""
+    format: _builtins.str
+    """Their form. Example: `wav`, `mp3`."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        format: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "format", b"format"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InputAudio: _TypeAlias = InputAudio  # noqa: Y015
+
+@_typing.final
+class InputFile(_message.Message):
+    """A file, inline or by the id that the engine's own service gave it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_ID_FIELD_NUMBER: _builtins.int
+    FILE_DATA_FIELD_NUMBER: _builtins.int
+    FILENAME_FIELD_NUMBER: _builtins.int
+    file_id: _builtins.str
+    """The engine's id of the file. Default (empty): it is inline."""
+    file_data: _builtins.str
+    """The file's content in the engine's form; OpenAI's is a `data:` address. Default (empty): by id."""
+    filename: _builtins.str
+    """The file's name, for the model to read. Default (empty): none."""
+    def __init__(
+        self,
+        *,
+        file_id: _builtins.str = ...,
+        file_data: _builtins.str = ...,
+        filename: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_data", b"file_data", "file_id", b"file_id", "filename", b"filename"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InputFile: _TypeAlias = InputFile  # noqa: Y015
+
+@_typing.final
 class ContentPart(_message.Message):
     """One part of a message's content."""
 
@@ -151,23 +207,39 @@ class ContentPart(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     IMAGE_URL_FIELD_NUMBER: _builtins.int
+    INPUT_AUDIO_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text."""
+    refusal: _builtins.str
+    """The model's refusal, as an earlier answer gave it; on assistant messages only."""
     @_builtins.property
     def image_url(self) -> Global___ImageUrl:
         """A picture."""
+
+    @_builtins.property
+    def input_audio(self) -> Global___InputAudio:
+        """Sound."""
+
+    @_builtins.property
+    def file(self) -> Global___InputFile:
+        """A file."""
 
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         image_url: Global___ImageUrl | None = ...,
+        input_audio: Global___InputAudio | None = ...,
+        file: Global___InputFile | None = ...,
+        refusal: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["image_url", b"image_url", "part", b"part", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "image_url", b"image_url", "input_audio", b"input_audio", "part", b"part", "refusal", b"refusal", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_url", b"image_url", "part", b"part", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "image_url", b"image_url", "input_audio", b"input_audio", "part", b"part", "refusal", b"refusal", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "image_url"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["text", "image_url", "input_audio", "file", "refusal"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
@@ -183,6 +255,7 @@ class ToolCall(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     ARGUMENTS_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
+    IS_CUSTOM_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifies the call within the chat. Empty on later pieces of a streamed call."""
     name: _builtins.str
@@ -191,6 +264,8 @@ class ToolCall(_message.Message):
     """The arguments as JSON text; on a stream the next piece of it."""
     index: _builtins.int
     """The call's place among the calls of the message, from 0."""
+    is_custom: _builtins.bool
+    """Whether it is a call of a tool that takes free text, which is then in `arguments`."""
     def __init__(
         self,
         *,
@@ -198,14 +273,85 @@ class ToolCall(_message.Message):
         name: _builtins.str = ...,
         arguments: _builtins.str = ...,
         index: _builtins.int = ...,
+        is_custom: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "id", b"id", "index", b"index", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "id", b"id", "index", b"index", "is_custom", b"is_custom", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ToolCall: _TypeAlias = ToolCall  # noqa: Y015
+
+@_typing.final
+class AudioAnswer(_message.Message):
+    """Sound that the model answers with; on a stream the next piece of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    TRANSCRIPT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The engine's id of the sound, by which later requests name it."""
+    data: _builtins.bytes
+    """The sound's bytes in the form that was asked for. Base64 in JSON. Empty on requests."""
+    transcript: _builtins.str
+    """What is said. Empty on requests."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when the id is good. Unset on requests."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        data: _builtins.bytes = ...,
+        transcript: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "expire_time", b"expire_time", "id", b"id", "transcript", b"transcript"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AudioAnswer: _TypeAlias = AudioAnswer  # noqa: Y015
+
+@_typing.final
+class UrlCitation(_message.Message):
+    """A page of the web that a part of an answer rests on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_INDEX_FIELD_NUMBER: _builtins.int
+    END_INDEX_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    start_index: _builtins.int
+    """Where the part begins in the answer's text, in characters from 0."""
+    end_index: _builtins.int
+    """Where it ends."""
+    title: _builtins.str
+    """The page's title."""
+    url: _builtins.str
+    """The page's address."""
+    def __init__(
+        self,
+        *,
+        start_index: _builtins.int = ...,
+        end_index: _builtins.int = ...,
+        title: _builtins.str = ...,
+        url: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_index", b"end_index", "start_index", b"start_index", "title", b"title", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UrlCitation: _TypeAlias = UrlCitation  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
@@ -219,6 +365,9 @@ class ChatMessage(_message.Message):
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     TOOL_CALL_ID_FIELD_NUMBER: _builtins.int
     REASONING_CONTENT_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    AUDIO_FIELD_NUMBER: _builtins.int
+    URL_CITATIONS_FIELD_NUMBER: _builtins.int
     role: Global___ChatRole.ValueType
     """Who speaks."""
     name: _builtins.str
@@ -227,6 +376,8 @@ class ChatMessage(_message.Message):
     """The call that this message answers; on tool messages only."""
     reasoning_content: _builtins.str
     """The model's thoughts apart from its answer; on answers of models that give them."""
+    refusal: _builtins.str
+    """The model's refusal in place of an answer; on assistant messages only."""
     @_builtins.property
     def content(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContentPart]:
         """What is said, in order. May be empty on an assistant message that only calls tools."""
@@ -234,6 +385,14 @@ class ChatMessage(_message.Message):
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
         """The calls that the model makes; on assistant messages only."""
+
+    @_builtins.property
+    def audio(self) -> Global___AudioAnswer:
+        """Sound of the model's; on assistant messages only. Requests need no more than its id."""
+
+    @_builtins.property
+    def url_citations(self) -> _containers.RepeatedCompositeFieldContainer[Global___UrlCitation]:
+        """What the answer rests on; on answers of models that search the web."""
 
     def __init__(
         self,
@@ -244,14 +403,43 @@ class ChatMessage(_message.Message):
         tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
         tool_call_id: _builtins.str = ...,
         reasoning_content: _builtins.str = ...,
+        refusal: _builtins.str = ...,
+        audio: Global___AudioAnswer | None = ...,
+        url_citations: _abc.Iterable[Global___UrlCitation] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "name", b"name", "reasoning_content", b"reasoning_content", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "content", b"content", "name", b"name", "reasoning_content", b"reasoning_content", "refusal", b"refusal", "role", b"role", "tool_call_id", b"tool_call_id", "tool_calls", b"tool_calls", "url_citations", b"url_citations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
+
+@_typing.final
+class CustomInput(_message.Message):
+    """The free text that a tool takes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRAMMAR_FIELD_NUMBER: _builtins.int
+    GRAMMAR_SYNTAX_FIELD_NUMBER: _builtins.int
+    grammar: _builtins.str
+    """A grammar that the text keeps to, in `grammar_syntax`. Default (empty): any text."""
+    grammar_syntax: _builtins.str
+    """The grammar's language: `lark` or `regex`; set with `grammar` only."""
+    def __init__(
+        self,
+        *,
+        grammar: _builtins.str = ...,
+        grammar_syntax: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grammar", b"grammar", "grammar_syntax", b"grammar_syntax"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CustomInput: _TypeAlias = CustomInput  # noqa: Y015
 
 @_typing.final
 class Tool(_message.Message):
@@ -263,6 +451,7 @@ class Tool(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
     STRICT_FIELD_NUMBER: _builtins.int
+    CUSTOM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The function's name: letters, digits, `_` and `-`, at most 64."""
     description: _builtins.str
@@ -273,6 +462,10 @@ class Tool(_message.Message):
     def parameters(self) -> _struct_pb2.Struct:
         """The arguments as a JSON schema."""
 
+    @_builtins.property
+    def custom(self) -> Global___CustomInput:
+        """Makes it a tool that takes free text instead of arguments. Default (unset): a function."""
+
     def __init__(
         self,
         *,
@@ -280,16 +473,51 @@ class Tool(_message.Message):
         description: _builtins.str = ...,
         parameters: _struct_pb2.Struct | None = ...,
         strict: _builtins.bool | None = ...,
+        custom: Global___CustomInput | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_strict", b"_strict", "parameters", b"parameters", "strict", b"strict"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_strict", b"_strict", "custom", b"custom", "parameters", b"parameters", "strict", b"strict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_strict", b"_strict", "description", b"description", "name", b"name", "parameters", b"parameters", "strict", b"strict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_strict", b"_strict", "custom", b"custom", "description", b"description", "name", b"name", "parameters", b"parameters", "strict", b"strict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__strict: _TypeAlias = _typing.Literal["strict"]  # noqa: Y015
     _WhichOneofArgType__strict: _TypeAlias = _typing.Literal["_strict", b"_strict"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__strict) -> _WhichOneofReturnType__strict | None: ...
 
 Global___Tool: _TypeAlias = Tool  # noqa: Y015
+
+@_typing.final
+class AllowedTools(_message.Message):
+    """A choice of some of the tools."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    FUNCTION_NAMES_FIELD_NUMBER: _builtins.int
+    CUSTOM_NAMES_FIELD_NUMBER: _builtins.int
+    mode: _builtins.str
+    """`auto` or `required`."""
+    @_builtins.property
+    def function_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The functions that may be called."""
+
+    @_builtins.property
+    def custom_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tools with free text that may be called."""
+
+    def __init__(
+        self,
+        *,
+        mode: _builtins.str = ...,
+        function_names: _abc.Iterable[_builtins.str] | None = ...,
+        custom_names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["custom_names", b"custom_names", "function_names", b"function_names", "mode", b"mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AllowedTools: _TypeAlias = AllowedTools  # noqa: Y015
 
 @_typing.final
 class ToolChoice(_message.Message):
@@ -299,21 +527,31 @@ class ToolChoice(_message.Message):
 
     MODE_FIELD_NUMBER: _builtins.int
     FUNCTION_NAME_FIELD_NUMBER: _builtins.int
+    CUSTOM_NAME_FIELD_NUMBER: _builtins.int
+    ALLOWED_TOOLS_FIELD_NUMBER: _builtins.int
     mode: _builtins.str
     """`none`, `auto` or `required`."""
     function_name: _builtins.str
     """The one function to call."""
+    custom_name: _builtins.str
+    """The one tool with free text to call."""
+    @_builtins.property
+    def allowed_tools(self) -> Global___AllowedTools:
+        """Some of the tools."""
+
     def __init__(
         self,
         *,
         mode: _builtins.str = ...,
         function_name: _builtins.str = ...,
+        custom_name: _builtins.str = ...,
+        allowed_tools: Global___AllowedTools | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "function_name", b"function_name", "mode", b"mode"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["allowed_tools", b"allowed_tools", "choice", b"choice", "custom_name", b"custom_name", "function_name", b"function_name", "mode", b"mode"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "function_name", b"function_name", "mode", b"mode"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_tools", b"allowed_tools", "choice", b"choice", "custom_name", b"custom_name", "function_name", b"function_name", "mode", b"mode"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_choice: _TypeAlias = _typing.Literal["mode", "function_name"]  # noqa: Y015
+    _WhichOneofReturnType_choice: _TypeAlias = _typing.Literal["mode", "function_name", "custom_name", "allowed_tools"]  # noqa: Y015
     _WhichOneofArgType_choice: _TypeAlias = _typing.Literal["choice", b"choice"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_choice) -> _WhichOneofReturnType_choice | None: ...
 
@@ -327,8 +565,11 @@ class ResponseFormat(_message.Message):
 
     JSON_OBJECT_FIELD_NUMBER: _builtins.int
     JSON_SCHEMA_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
     json_object: _builtins.bool
     """Any JSON object."""
+    text: _builtins.bool
+    """Free text, in so many words."""
     @_builtins.property
     def json_schema(self) -> Global___JsonSchema:
         """JSON that keeps to a schema."""
@@ -338,12 +579,13 @@ class ResponseFormat(_message.Message):
         *,
         json_object: _builtins.bool = ...,
         json_schema: Global___JsonSchema | None = ...,
+        text: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "json_object", b"json_object", "json_schema", b"json_schema"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "json_object", b"json_object", "json_schema", b"json_schema", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "json_object", b"json_object", "json_schema", b"json_schema"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "json_object", b"json_object", "json_schema", b"json_schema", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_format: _TypeAlias = _typing.Literal["json_object", "json_schema"]  # noqa: Y015
+    _WhichOneofReturnType_format: _TypeAlias = _typing.Literal["json_object", "json_schema", "text"]  # noqa: Y015
     _WhichOneofArgType_format: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_format) -> _WhichOneofReturnType_format | None: ...
 
@@ -358,10 +600,13 @@ class JsonSchema(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     SCHEMA_FIELD_NUMBER: _builtins.int
     STRICT_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The schema's name."""
     strict: _builtins.bool
     """Whether to keep to it exactly. Default: the engine's."""
+    description: _builtins.str
+    """What the schema is for, for the model to read."""
     @_builtins.property
     def schema(self) -> _struct_pb2.Struct:
         """The schema."""
@@ -372,10 +617,11 @@ class JsonSchema(_message.Message):
         name: _builtins.str = ...,
         schema: _struct_pb2.Struct | None = ...,
         strict: _builtins.bool | None = ...,
+        description: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_strict", b"_strict", "schema", b"schema", "strict", b"strict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_strict", b"_strict", "name", b"name", "schema", b"schema", "strict", b"strict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_strict", b"_strict", "description", b"description", "name", b"name", "schema", b"schema", "strict", b"strict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__strict: _TypeAlias = _typing.Literal["strict"]  # noqa: Y015
     _WhichOneofArgType__strict: _TypeAlias = _typing.Literal["_strict", b"_strict"]  # noqa: Y015
@@ -473,10 +719,118 @@ class Sampling(_message.Message):
 Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
 @_typing.final
+class AudioOutput(_message.Message):
+    """How the model is to sound, for models that speak."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOICE_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    voice: _builtins.str
+    """The voice. Example: `alloy`."""
+    format: _builtins.str
+    """The form of the sound. Example: `wav`, `mp3`, `pcm16`."""
+    def __init__(
+        self,
+        *,
+        voice: _builtins.str = ...,
+        format: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "voice", b"voice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AudioOutput: _TypeAlias = AudioOutput  # noqa: Y015
+
+@_typing.final
+class UserLocation(_message.Message):
+    """Where a person is, roughly, for a search of the web."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTRY_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    CITY_FIELD_NUMBER: _builtins.int
+    TIMEZONE_FIELD_NUMBER: _builtins.int
+    country: _builtins.str
+    """The country as two letters. Default (empty): unknown, as with the others."""
+    region: _builtins.str
+    """The region."""
+    city: _builtins.str
+    """The city."""
+    timezone: _builtins.str
+    """The time zone. Example: `Europe/Berlin`."""
+    def __init__(
+        self,
+        *,
+        country: _builtins.str = ...,
+        region: _builtins.str = ...,
+        city: _builtins.str = ...,
+        timezone: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["city", b"city", "country", b"country", "region", b"region", "timezone", b"timezone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UserLocation: _TypeAlias = UserLocation  # noqa: Y015
+
+@_typing.final
+class WebSearchOptions(_message.Message):
+    """How the engine's service searches the web, for those that do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEARCH_CONTEXT_SIZE_FIELD_NUMBER: _builtins.int
+    USER_LOCATION_FIELD_NUMBER: _builtins.int
+    search_context_size: _builtins.str
+    """How much of it to read: `low`, `medium` or `high`. Default: the engine's."""
+    @_builtins.property
+    def user_location(self) -> Global___UserLocation:
+        """Where the person is. Default (unset): unknown."""
+
+    def __init__(
+        self,
+        *,
+        search_context_size: _builtins.str = ...,
+        user_location: Global___UserLocation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["user_location", b"user_location"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["search_context_size", b"search_context_size", "user_location", b"user_location"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WebSearchOptions: _TypeAlias = WebSearchOptions  # noqa: Y015
+
+@_typing.final
 class ChatRequest(_message.Message):
     """Asks for an answer to a chat."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     MODEL_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
@@ -494,6 +848,22 @@ class ChatRequest(_message.Message):
     OPTIMIZATION_LEVEL_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    MAX_COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    REASONING_EFFORT_FIELD_NUMBER: _builtins.int
+    VERBOSITY_FIELD_NUMBER: _builtins.int
+    SERVICE_TIER_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    STORE_FIELD_NUMBER: _builtins.int
+    MODALITIES_FIELD_NUMBER: _builtins.int
+    AUDIO_FIELD_NUMBER: _builtins.int
+    PREDICTION_FIELD_NUMBER: _builtins.int
+    SAFETY_IDENTIFIER_FIELD_NUMBER: _builtins.int
+    PROMPT_CACHE_KEY_FIELD_NUMBER: _builtins.int
+    PROMPT_CACHE_RETENTION_FIELD_NUMBER: _builtins.int
+    WEB_SEARCH_OPTIONS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name, or an alias."""
     max_tokens: _builtins.int
@@ -507,8 +877,10 @@ class ChatRequest(_message.Message):
     Example: `vllm`.
     """
     enable_caching: _builtins.bool
-    """Whether to look for a node that has the prompt's beginning in its cache. Default (unset): as
-    the model's policy says.
+    """Whether caches may be used. True: the answer may be one that was given to the same tenant for
+    the same request, and is kept for the next (`x-mesh-cache` says `hit` or `miss`). False: neither,
+    and routing does not look for a node that has the prompt's beginning in its cache. Default
+    (unset): routing looks; earlier answers as the operator of the model's nodes has it.
     """
     optimization_level: _builtins.str
     """What matters more: `low` is the cheapest, `medium` balanced, `high` the fastest. A text and no
@@ -519,6 +891,30 @@ class ChatRequest(_message.Message):
     session_id: _builtins.str
     """Names a conversation, so that a policy can keep it on one node. At most 200 characters.
     Default (empty): none.
+    """
+    logprobs: _builtins.bool
+    """Whether the answer tells how likely its tokens were. Default: the engine's."""
+    top_logprobs: _builtins.int
+    """How many of the likeliest tokens to tell at each place, 0 to 20; needs `logprobs`."""
+    max_completion_tokens: _builtins.int
+    """The most tokens to make, thoughts included: OpenAI's newer word for `max_tokens`."""
+    user: _builtins.str
+    """Names the person who asks, to the engine's service. Default (empty): nobody."""
+    reasoning_effort: _builtins.str
+    """How much to think before the answer. Default (empty): the model's."""
+    verbosity: _builtins.str
+    """How long the answer is to be: `low`, `medium` or `high`. Default (empty): the model's."""
+    service_tier: _builtins.str
+    """How the engine's service is to treat the request. Example: `flex`. Default (empty): its own."""
+    store: _builtins.bool
+    """Whether the engine's service keeps the answer. Default: its own."""
+    safety_identifier: _builtins.str
+    """A stable name of the person, for the engine's service to tell misuse by. Default (empty): none."""
+    prompt_cache_key: _builtins.str
+    """Tells prompts that begin alike to the engine's service. Default (empty): nothing."""
+    prompt_cache_retention: _builtins.str
+    """How long the engine's service keeps the prompt in its cache. Example: `24h`. Default (empty):
+    its own.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
@@ -542,8 +938,8 @@ class ChatRequest(_message.Message):
 
     @_builtins.property
     def engine_options(self) -> _struct_pb2.Struct:
-        """Fields that only the engine knows, put into its request as they are. They cannot replace
-        another field of this message.
+        """Fields that only the engine knows, put into its request as they are. One that this message has
+        a field for is refused.
         """
 
     @_builtins.property
@@ -551,6 +947,26 @@ class ChatRequest(_message.Message):
         """Models to answer with where the one above cannot, best first, at most 8. Default (none): the
         model's configured chain.
         """
+
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the engine's service notes with the request, at most 16 pairs."""
+
+    @_builtins.property
+    def modalities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the answer is made of: `text`, `audio`. Default (none): text."""
+
+    @_builtins.property
+    def audio(self) -> Global___AudioOutput:
+        """How the answer is to sound; with `audio` in `modalities` only."""
+
+    @_builtins.property
+    def prediction(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Text that the answer is expected to repeat for the most part, in parts."""
+
+    @_builtins.property
+    def web_search_options(self) -> Global___WebSearchOptions:
+        """How the engine's service searches the web. Default (unset): not."""
 
     def __init__(
         self,
@@ -571,27 +987,59 @@ class ChatRequest(_message.Message):
         optimization_level: _builtins.str = ...,
         priority: Global___Priority.ValueType = ...,
         session_id: _builtins.str = ...,
+        logprobs: _builtins.bool | None = ...,
+        top_logprobs: _builtins.int | None = ...,
+        max_completion_tokens: _builtins.int | None = ...,
+        user: _builtins.str = ...,
+        reasoning_effort: _builtins.str = ...,
+        verbosity: _builtins.str = ...,
+        service_tier: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        store: _builtins.bool | None = ...,
+        modalities: _abc.Iterable[_builtins.str] | None = ...,
+        audio: Global___AudioOutput | None = ...,
+        prediction: _abc.Iterable[_builtins.str] | None = ...,
+        safety_identifier: _builtins.str = ...,
+        prompt_cache_key: _builtins.str = ...,
+        prompt_cache_retention: _builtins.str = ...,
+        web_search_options: Global___WebSearchOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_caching", b"_enable_caching", "_max_tokens", b"_max_tokens", "_n", b"_n", "_parallel_tool_calls", b"_parallel_tool_calls", "enable_caching", b"enable_caching", "engine_options", b"engine_options", "max_tokens", b"max_tokens", "n", b"n", "parallel_tool_calls", b"parallel_tool_calls", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enable_caching", b"_enable_caching", "_logprobs", b"_logprobs", "_max_completion_tokens", b"_max_completion_tokens", "_max_tokens", b"_max_tokens", "_n", b"_n", "_parallel_tool_calls", b"_parallel_tool_calls", "_store", b"_store", "_top_logprobs", b"_top_logprobs", "audio", b"audio", "enable_caching", b"enable_caching", "engine_options", b"engine_options", "logprobs", b"logprobs", "max_completion_tokens", b"max_completion_tokens", "max_tokens", b"max_tokens", "n", b"n", "parallel_tool_calls", b"parallel_tool_calls", "response_format", b"response_format", "sampling", b"sampling", "store", b"store", "tool_choice", b"tool_choice", "top_logprobs", b"top_logprobs", "web_search_options", b"web_search_options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_caching", b"_enable_caching", "_max_tokens", b"_max_tokens", "_n", b"_n", "_parallel_tool_calls", b"_parallel_tool_calls", "enable_caching", b"enable_caching", "engine_options", b"engine_options", "fallback_models", b"fallback_models", "max_tokens", b"max_tokens", "messages", b"messages", "model", b"model", "n", b"n", "optimization_level", b"optimization_level", "parallel_tool_calls", b"parallel_tool_calls", "preferred_framework", b"preferred_framework", "priority", b"priority", "response_format", b"response_format", "sampling", b"sampling", "session_id", b"session_id", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enable_caching", b"_enable_caching", "_logprobs", b"_logprobs", "_max_completion_tokens", b"_max_completion_tokens", "_max_tokens", b"_max_tokens", "_n", b"_n", "_parallel_tool_calls", b"_parallel_tool_calls", "_store", b"_store", "_top_logprobs", b"_top_logprobs", "audio", b"audio", "enable_caching", b"enable_caching", "engine_options", b"engine_options", "fallback_models", b"fallback_models", "logprobs", b"logprobs", "max_completion_tokens", b"max_completion_tokens", "max_tokens", b"max_tokens", "messages", b"messages", "metadata", b"metadata", "modalities", b"modalities", "model", b"model", "n", b"n", "optimization_level", b"optimization_level", "parallel_tool_calls", b"parallel_tool_calls", "prediction", b"prediction", "preferred_framework", b"preferred_framework", "priority", b"priority", "prompt_cache_key", b"prompt_cache_key", "prompt_cache_retention", b"prompt_cache_retention", "reasoning_effort", b"reasoning_effort", "response_format", b"response_format", "safety_identifier", b"safety_identifier", "sampling", b"sampling", "service_tier", b"service_tier", "session_id", b"session_id", "store", b"store", "tool_choice", b"tool_choice", "tools", b"tools", "top_logprobs", b"top_logprobs", "user", b"user", "verbosity", b"verbosity", "web_search_options", b"web_search_options"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__enable_caching: _TypeAlias = _typing.Literal["enable_caching"]  # noqa: Y015
     _WhichOneofArgType__enable_caching: _TypeAlias = _typing.Literal["_enable_caching", b"_enable_caching"]  # noqa: Y015
+    _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
+    _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
+    _WhichOneofReturnType__max_completion_tokens: _TypeAlias = _typing.Literal["max_completion_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_completion_tokens: _TypeAlias = _typing.Literal["_max_completion_tokens", b"_max_completion_tokens"]  # noqa: Y015
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
     _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
     _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
     _WhichOneofReturnType__parallel_tool_calls: _TypeAlias = _typing.Literal["parallel_tool_calls"]  # noqa: Y015
     _WhichOneofArgType__parallel_tool_calls: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]  # noqa: Y015
+    _WhichOneofReturnType__store: _TypeAlias = _typing.Literal["store"]  # noqa: Y015
+    _WhichOneofArgType__store: _TypeAlias = _typing.Literal["_store", b"_store"]  # noqa: Y015
+    _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__enable_caching) -> _WhichOneofReturnType__enable_caching | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprobs) -> _WhichOneofReturnType__logprobs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_completion_tokens) -> _WhichOneofReturnType__max_completion_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__parallel_tool_calls) -> _WhichOneofReturnType__parallel_tool_calls | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__store) -> _WhichOneofReturnType__store | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_logprobs) -> _WhichOneofReturnType__top_logprobs | None: ...
 
 Global___ChatRequest: _TypeAlias = ChatRequest  # noqa: Y015
 
@@ -604,37 +1052,190 @@ class Usage(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_AUDIO_TOKENS_FIELD_NUMBER: _builtins.int
+    REASONING_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_AUDIO_TOKENS_FIELD_NUMBER: _builtins.int
+    ACCEPTED_PREDICTION_TOKENS_FIELD_NUMBER: _builtins.int
+    REJECTED_PREDICTION_TOKENS_FIELD_NUMBER: _builtins.int
     prompt_tokens: _builtins.int
     """Tokens of the prompt, cached ones included."""
     completion_tokens: _builtins.int
     """Tokens made."""
     cached_tokens: _builtins.int
     """Prompt tokens that the engine had in its cache; unset when it does not say."""
+    prompt_audio_tokens: _builtins.int
+    """Tokens of the prompt that are sound."""
+    reasoning_tokens: _builtins.int
+    """Tokens made that are thoughts."""
+    completion_audio_tokens: _builtins.int
+    """Tokens made that are sound."""
+    accepted_prediction_tokens: _builtins.int
+    """Tokens of the prediction that came true."""
+    rejected_prediction_tokens: _builtins.int
+    """Tokens of the prediction that did not, and count as made."""
     def __init__(
         self,
         *,
         prompt_tokens: _builtins.int | None = ...,
         completion_tokens: _builtins.int | None = ...,
         cached_tokens: _builtins.int | None = ...,
+        prompt_audio_tokens: _builtins.int | None = ...,
+        reasoning_tokens: _builtins.int | None = ...,
+        completion_audio_tokens: _builtins.int | None = ...,
+        accepted_prediction_tokens: _builtins.int | None = ...,
+        rejected_prediction_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "_completion_tokens", b"_completion_tokens", "_prompt_tokens", b"_prompt_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accepted_prediction_tokens", b"_accepted_prediction_tokens", "_cached_tokens", b"_cached_tokens", "_completion_audio_tokens", b"_completion_audio_tokens", "_completion_tokens", b"_completion_tokens", "_prompt_audio_tokens", b"_prompt_audio_tokens", "_prompt_tokens", b"_prompt_tokens", "_reasoning_tokens", b"_reasoning_tokens", "_rejected_prediction_tokens", b"_rejected_prediction_tokens", "accepted_prediction_tokens", b"accepted_prediction_tokens", "cached_tokens", b"cached_tokens", "completion_audio_tokens", b"completion_audio_tokens", "completion_tokens", b"completion_tokens", "prompt_audio_tokens", b"prompt_audio_tokens", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens", "rejected_prediction_tokens", b"rejected_prediction_tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens", "_completion_tokens", b"_completion_tokens", "_prompt_tokens", b"_prompt_tokens", "cached_tokens", b"cached_tokens", "completion_tokens", b"completion_tokens", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepted_prediction_tokens", b"_accepted_prediction_tokens", "_cached_tokens", b"_cached_tokens", "_completion_audio_tokens", b"_completion_audio_tokens", "_completion_tokens", b"_completion_tokens", "_prompt_audio_tokens", b"_prompt_audio_tokens", "_prompt_tokens", b"_prompt_tokens", "_reasoning_tokens", b"_reasoning_tokens", "_rejected_prediction_tokens", b"_rejected_prediction_tokens", "accepted_prediction_tokens", b"accepted_prediction_tokens", "cached_tokens", b"cached_tokens", "completion_audio_tokens", b"completion_audio_tokens", "completion_tokens", b"completion_tokens", "prompt_audio_tokens", b"prompt_audio_tokens", "prompt_tokens", b"prompt_tokens", "reasoning_tokens", b"reasoning_tokens", "rejected_prediction_tokens", b"rejected_prediction_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__accepted_prediction_tokens: _TypeAlias = _typing.Literal["accepted_prediction_tokens"]  # noqa: Y015
+    _WhichOneofArgType__accepted_prediction_tokens: _TypeAlias = _typing.Literal["_accepted_prediction_tokens", b"_accepted_prediction_tokens"]  # noqa: Y015
     _WhichOneofReturnType__cached_tokens: _TypeAlias = _typing.Literal["cached_tokens"]  # noqa: Y015
     _WhichOneofArgType__cached_tokens: _TypeAlias = _typing.Literal["_cached_tokens", b"_cached_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__completion_audio_tokens: _TypeAlias = _typing.Literal["completion_audio_tokens"]  # noqa: Y015
+    _WhichOneofArgType__completion_audio_tokens: _TypeAlias = _typing.Literal["_completion_audio_tokens", b"_completion_audio_tokens"]  # noqa: Y015
     _WhichOneofReturnType__completion_tokens: _TypeAlias = _typing.Literal["completion_tokens"]  # noqa: Y015
     _WhichOneofArgType__completion_tokens: _TypeAlias = _typing.Literal["_completion_tokens", b"_completion_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_audio_tokens: _TypeAlias = _typing.Literal["prompt_audio_tokens"]  # noqa: Y015
+    _WhichOneofArgType__prompt_audio_tokens: _TypeAlias = _typing.Literal["_prompt_audio_tokens", b"_prompt_audio_tokens"]  # noqa: Y015
     _WhichOneofReturnType__prompt_tokens: _TypeAlias = _typing.Literal["prompt_tokens"]  # noqa: Y015
     _WhichOneofArgType__prompt_tokens: _TypeAlias = _typing.Literal["_prompt_tokens", b"_prompt_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__reasoning_tokens: _TypeAlias = _typing.Literal["reasoning_tokens"]  # noqa: Y015
+    _WhichOneofArgType__reasoning_tokens: _TypeAlias = _typing.Literal["_reasoning_tokens", b"_reasoning_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__rejected_prediction_tokens: _TypeAlias = _typing.Literal["rejected_prediction_tokens"]  # noqa: Y015
+    _WhichOneofArgType__rejected_prediction_tokens: _TypeAlias = _typing.Literal["_rejected_prediction_tokens", b"_rejected_prediction_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__accepted_prediction_tokens) -> _WhichOneofReturnType__accepted_prediction_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cached_tokens) -> _WhichOneofReturnType__cached_tokens | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__completion_audio_tokens) -> _WhichOneofReturnType__completion_audio_tokens | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__completion_tokens) -> _WhichOneofReturnType__completion_tokens | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_audio_tokens) -> _WhichOneofReturnType__prompt_audio_tokens | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_tokens) -> _WhichOneofReturnType__prompt_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reasoning_tokens) -> _WhichOneofReturnType__reasoning_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rejected_prediction_tokens) -> _WhichOneofReturnType__rejected_prediction_tokens | None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class TopLogprob(_message.Message):
+    """A token, and how likely it was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The token as text; a part of a character may have none."""
+    logprob: _builtins.float
+    """The logarithm of its likelihood."""
+    bytes: _builtins.bytes
+    """Its bytes in UTF-8; unset where the engine does not tell them."""
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        logprob: _builtins.float = ...,
+        bytes: _builtins.bytes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes", b"_bytes", "bytes", b"bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes", b"_bytes", "bytes", b"bytes", "logprob", b"logprob", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bytes: _TypeAlias = _typing.Literal["bytes"]  # noqa: Y015
+    _WhichOneofArgType__bytes: _TypeAlias = _typing.Literal["_bytes", b"_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes) -> _WhichOneofReturnType__bytes | None: ...
+
+Global___TopLogprob: _TypeAlias = TopLogprob  # noqa: Y015
+
+@_typing.final
+class TokenLogprob(_message.Message):
+    """A token of a text, how likely it was, and what else was."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    LOGPROB_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    TEXT_OFFSET_FIELD_NUMBER: _builtins.int
+    token: _builtins.str
+    """The token as text; a part of a character may have none."""
+    logprob: _builtins.float
+    """The logarithm of its likelihood; unset where there is none, as for the first token of a prompt."""
+    bytes: _builtins.bytes
+    """Its bytes in UTF-8; unset where the engine does not tell them."""
+    text_offset: _builtins.int
+    """Where it begins in the text, in characters from 0; on completions only."""
+    @_builtins.property
+    def top_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopLogprob]:
+        """The likeliest tokens at its place, best first."""
+
+    def __init__(
+        self,
+        *,
+        token: _builtins.str = ...,
+        logprob: _builtins.float | None = ...,
+        bytes: _builtins.bytes | None = ...,
+        top_logprobs: _abc.Iterable[Global___TopLogprob] | None = ...,
+        text_offset: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes", b"_bytes", "_logprob", b"_logprob", "_text_offset", b"_text_offset", "bytes", b"bytes", "logprob", b"logprob", "text_offset", b"text_offset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes", b"_bytes", "_logprob", b"_logprob", "_text_offset", b"_text_offset", "bytes", b"bytes", "logprob", b"logprob", "text_offset", b"text_offset", "token", b"token", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bytes: _TypeAlias = _typing.Literal["bytes"]  # noqa: Y015
+    _WhichOneofArgType__bytes: _TypeAlias = _typing.Literal["_bytes", b"_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__logprob: _TypeAlias = _typing.Literal["logprob"]  # noqa: Y015
+    _WhichOneofArgType__logprob: _TypeAlias = _typing.Literal["_logprob", b"_logprob"]  # noqa: Y015
+    _WhichOneofReturnType__text_offset: _TypeAlias = _typing.Literal["text_offset"]  # noqa: Y015
+    _WhichOneofArgType__text_offset: _TypeAlias = _typing.Literal["_text_offset", b"_text_offset"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes) -> _WhichOneofReturnType__bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprob) -> _WhichOneofReturnType__logprob | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__text_offset) -> _WhichOneofReturnType__text_offset | None: ...
+
+Global___TokenLogprob: _TypeAlias = TokenLogprob  # noqa: Y015
+
+@_typing.final
+class Logprobs(_message.Message):
+    """How likely the tokens of an answer were; on a stream of the next piece of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def content(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """The tokens of the answer."""
+
+    @_builtins.property
+    def refusal(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
+        """The tokens of the refusal."""
+
+    def __init__(
+        self,
+        *,
+        content: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        refusal: _abc.Iterable[Global___TokenLogprob] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "refusal", b"refusal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Logprobs: _TypeAlias = Logprobs  # noqa: Y015
 
 @_typing.final
 class GatewayMetadata(_message.Message):
@@ -726,6 +1327,7 @@ class ChatChoice(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """Its place among the answers, from 0."""
     finish_reason: Global___FinishReason.ValueType
@@ -734,16 +1336,21 @@ class ChatChoice(_message.Message):
     def message(self) -> Global___ChatMessage:
         """The answer."""
 
+    @_builtins.property
+    def logprobs(self) -> Global___Logprobs:
+        """How likely its tokens were; unset unless it was asked for."""
+
     def __init__(
         self,
         *,
         index: _builtins.int = ...,
         message: Global___ChatMessage | None = ...,
         finish_reason: Global___FinishReason.ValueType = ...,
+        logprobs: Global___Logprobs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "message", b"message"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "message", b"message"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -761,12 +1368,18 @@ class ChatResponse(_message.Message):
     CHOICES_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     GATEWAY_METADATA_FIELD_NUMBER: _builtins.int
+    SERVICE_TIER_FIELD_NUMBER: _builtins.int
+    SYSTEM_FINGERPRINT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The engine's id of the answer."""
     model: _builtins.str
     """The model that answered: the one that the caller named, or what its alias or its fallbacks
     came to.
     """
+    service_tier: _builtins.str
+    """How the engine's service treated the request; empty where it does not say."""
+    system_fingerprint: _builtins.str
+    """Tells versions of the engine apart; empty where it does not say."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the engine answered."""
@@ -792,10 +1405,12 @@ class ChatResponse(_message.Message):
         choices: _abc.Iterable[Global___ChatChoice] | None = ...,
         usage: Global___Usage | None = ...,
         gateway_metadata: Global___GatewayMetadata | None = ...,
+        service_tier: _builtins.str = ...,
+        system_fingerprint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gateway_metadata", b"gateway_metadata", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "create_time", b"create_time", "gateway_metadata", b"gateway_metadata", "id", b"id", "model", b"model", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "create_time", b"create_time", "gateway_metadata", b"gateway_metadata", "id", b"id", "model", b"model", "service_tier", b"service_tier", "system_fingerprint", b"system_fingerprint", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -836,6 +1451,10 @@ class ChatDelta(_message.Message):
     REASONING_CONTENT_FIELD_NUMBER: _builtins.int
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    AUDIO_FIELD_NUMBER: _builtins.int
+    URL_CITATIONS_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """The answer's place among the answers, from 0."""
     content: _builtins.str
@@ -844,9 +1463,23 @@ class ChatDelta(_message.Message):
     """The thoughts that follow."""
     finish_reason: Global___FinishReason.ValueType
     """Why the answer ended; set on its last piece."""
+    refusal: _builtins.str
+    """The refusal that follows."""
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]:
         """Tool calls, or the next pieces of their arguments."""
+
+    @_builtins.property
+    def logprobs(self) -> Global___Logprobs:
+        """How likely the tokens of this piece were; unset unless it was asked for."""
+
+    @_builtins.property
+    def audio(self) -> Global___AudioAnswer:
+        """The sound that follows."""
+
+    @_builtins.property
+    def url_citations(self) -> _containers.RepeatedCompositeFieldContainer[Global___UrlCitation]:
+        """What the answer rests on."""
 
     def __init__(
         self,
@@ -856,10 +1489,14 @@ class ChatDelta(_message.Message):
         reasoning_content: _builtins.str = ...,
         tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
         finish_reason: Global___FinishReason.ValueType = ...,
+        refusal: _builtins.str = ...,
+        logprobs: Global___Logprobs | None = ...,
+        audio: Global___AudioAnswer | None = ...,
+        url_citations: _abc.Iterable[Global___UrlCitation] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "logprobs", b"logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "finish_reason", b"finish_reason", "index", b"index", "reasoning_content", b"reasoning_content", "tool_calls", b"tool_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audio", b"audio", "content", b"content", "finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "reasoning_content", b"reasoning_content", "refusal", b"refusal", "tool_calls", b"tool_calls", "url_citations", b"url_citations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -876,12 +1513,319 @@ class StreamChatResponse(_message.Message):
     DELTAS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     GATEWAY_METADATA_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    SERVICE_TIER_FIELD_NUMBER: _builtins.int
+    SYSTEM_FINGERPRINT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The engine's id of the answer."""
     model: _builtins.str
     """The model that answered; see `ChatResponse`."""
+    service_tier: _builtins.str
+    """How the engine's service treats the request; empty where it does not say."""
+    system_fingerprint: _builtins.str
+    """Tells versions of the engine apart; empty where it does not say."""
     @_builtins.property
     def deltas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatDelta]:
+        """The pieces; empty on the last message."""
+
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """What it took; on the last message only."""
+
+    @_builtins.property
+    def gateway_metadata(self) -> Global___GatewayMetadata:
+        """How it came about; on the last message only, and as in `ChatResponse`."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the engine began to answer."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        deltas: _abc.Iterable[Global___ChatDelta] | None = ...,
+        usage: Global___Usage | None = ...,
+        gateway_metadata: Global___GatewayMetadata | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        service_tier: _builtins.str = ...,
+        system_fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gateway_metadata", b"gateway_metadata", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deltas", b"deltas", "gateway_metadata", b"gateway_metadata", "id", b"id", "model", b"model", "service_tier", b"service_tier", "system_fingerprint", b"system_fingerprint", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StreamChatResponse: _TypeAlias = StreamChatResponse  # noqa: Y015
+
+@_typing.final
+class TokenIds(_message.Message):
+    """A text as tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens' ids in the model's vocabulary, in order; at least one."""
+
+    def __init__(
+        self,
+        *,
+        ids: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
+
+@_typing.final
+class CompleteRequest(_message.Message):
+    """Asks for texts that go on where others end, whole or piece by piece."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    TOKEN_PROMPTS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    MAX_TOKENS_FIELD_NUMBER: _builtins.int
+    SUFFIX_FIELD_NUMBER: _builtins.int
+    ECHO_FIELD_NUMBER: _builtins.int
+    N_FIELD_NUMBER: _builtins.int
+    BEST_OF_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    ENGINE_OPTIONS_FIELD_NUMBER: _builtins.int
+    PREFERRED_FRAMEWORK_FIELD_NUMBER: _builtins.int
+    FALLBACK_MODELS_FIELD_NUMBER: _builtins.int
+    ENABLE_CACHING_FIELD_NUMBER: _builtins.int
+    OPTIMIZATION_LEVEL_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name, or an alias."""
+    max_tokens: _builtins.int
+    """The most tokens to make for each answer. Default (unset): the engine's."""
+    suffix: _builtins.str
+    """What follows the text that is to be filled in. Default (empty): nothing."""
+    echo: _builtins.bool
+    """Whether the answers begin with their prompts. Default: the engine's, which is no."""
+    n: _builtins.int
+    """How many answers to give to each prompt, 1 to 16. Default (unset): 1."""
+    best_of: _builtins.int
+    """How many answers to make for each prompt, of which the `n` best are given; at least `n`.
+    Default (unset): `n`.
+    """
+    logprobs: _builtins.int
+    """How many of the likeliest tokens to tell at each place, 0 to 20; 0 tells of the tokens that were
+    picked. Default (unset): none.
+    """
+    user: _builtins.str
+    """Names the person who asks, to the engine's service. Default (empty): nobody."""
+    preferred_framework: _builtins.str
+    """See `ChatRequest.preferred_framework`."""
+    enable_caching: _builtins.bool
+    """See `ChatRequest.enable_caching`."""
+    optimization_level: _builtins.str
+    """See `ChatRequest.optimization_level`."""
+    priority: Global___Priority.ValueType
+    """See `ChatRequest.priority`."""
+    session_id: _builtins.str
+    """See `ChatRequest.session_id`."""
+    @_builtins.property
+    def prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The texts to complete, at most 128."""
+
+    @_builtins.property
+    def token_prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenIds]:
+        """The same as tokens, instead of texts."""
+
+    @_builtins.property
+    def sampling(self) -> Global___Sampling:
+        """How the model picks its tokens."""
+
+    @_builtins.property
+    def engine_options(self) -> _struct_pb2.Struct:
+        """See `ChatRequest.engine_options`."""
+
+    @_builtins.property
+    def fallback_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """See `ChatRequest.fallback_models`."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        prompts: _abc.Iterable[_builtins.str] | None = ...,
+        token_prompts: _abc.Iterable[Global___TokenIds] | None = ...,
+        sampling: Global___Sampling | None = ...,
+        max_tokens: _builtins.int | None = ...,
+        suffix: _builtins.str = ...,
+        echo: _builtins.bool | None = ...,
+        n: _builtins.int | None = ...,
+        best_of: _builtins.int | None = ...,
+        logprobs: _builtins.int | None = ...,
+        user: _builtins.str = ...,
+        engine_options: _struct_pb2.Struct | None = ...,
+        preferred_framework: _builtins.str = ...,
+        fallback_models: _abc.Iterable[_builtins.str] | None = ...,
+        enable_caching: _builtins.bool | None = ...,
+        optimization_level: _builtins.str = ...,
+        priority: Global___Priority.ValueType = ...,
+        session_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_echo", b"_echo", "_enable_caching", b"_enable_caching", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "best_of", b"best_of", "echo", b"echo", "enable_caching", b"enable_caching", "engine_options", b"engine_options", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "n", b"n", "sampling", b"sampling"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_of", b"_best_of", "_echo", b"_echo", "_enable_caching", b"_enable_caching", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_n", b"_n", "best_of", b"best_of", "echo", b"echo", "enable_caching", b"enable_caching", "engine_options", b"engine_options", "fallback_models", b"fallback_models", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "model", b"model", "n", b"n", "optimization_level", b"optimization_level", "preferred_framework", b"preferred_framework", "priority", b"priority", "prompts", b"prompts", "sampling", b"sampling", "session_id", b"session_id", "suffix", b"suffix", "token_prompts", b"token_prompts", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__best_of: _TypeAlias = _typing.Literal["best_of"]  # noqa: Y015
+    _WhichOneofArgType__best_of: _TypeAlias = _typing.Literal["_best_of", b"_best_of"]  # noqa: Y015
+    _WhichOneofReturnType__echo: _TypeAlias = _typing.Literal["echo"]  # noqa: Y015
+    _WhichOneofArgType__echo: _TypeAlias = _typing.Literal["_echo", b"_echo"]  # noqa: Y015
+    _WhichOneofReturnType__enable_caching: _TypeAlias = _typing.Literal["enable_caching"]  # noqa: Y015
+    _WhichOneofArgType__enable_caching: _TypeAlias = _typing.Literal["_enable_caching", b"_enable_caching"]  # noqa: Y015
+    _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
+    _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015
+    _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__n: _TypeAlias = _typing.Literal["n"]  # noqa: Y015
+    _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_of) -> _WhichOneofReturnType__best_of | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__echo) -> _WhichOneofReturnType__echo | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enable_caching) -> _WhichOneofReturnType__enable_caching | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__logprobs) -> _WhichOneofReturnType__logprobs | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
+
+Global___CompleteRequest: _TypeAlias = CompleteRequest  # noqa: Y015
+
+@_typing.final
+class CompletionChoice(_message.Message):
+    """One text that goes on where another ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its place among the answers, from 0: those to the first prompt come first, `n` of them."""
+    text: _builtins.str
+    """The text; on a stream the next piece of it."""
+    finish_reason: Global___FinishReason.ValueType
+    """Why it ended; on a stream set on its last piece."""
+    @_builtins.property
+    def logprobs(self) -> Global___Logprobs:
+        """How likely its tokens were; unset unless it was asked for."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        text: _builtins.str = ...,
+        finish_reason: Global___FinishReason.ValueType = ...,
+        logprobs: Global___Logprobs | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "index", b"index", "logprobs", b"logprobs", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletionChoice: _TypeAlias = CompletionChoice  # noqa: Y015
+
+@_typing.final
+class CompleteResponse(_message.Message):
+    """Texts that go on where others ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    CHOICES_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    GATEWAY_METADATA_FIELD_NUMBER: _builtins.int
+    SYSTEM_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The engine's id of the answer."""
+    model: _builtins.str
+    """The model that answered; see `ChatResponse`."""
+    system_fingerprint: _builtins.str
+    """Tells versions of the engine apart; empty where it does not say."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the engine answered."""
+
+    @_builtins.property
+    def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompletionChoice]:
+        """The answers, in the order of the prompts."""
+
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """What it took; unset when the engine does not say."""
+
+    @_builtins.property
+    def gateway_metadata(self) -> Global___GatewayMetadata:
+        """How it came about; unset unless the caller asked with `x-debug-mode: true`."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        choices: _abc.Iterable[Global___CompletionChoice] | None = ...,
+        usage: Global___Usage | None = ...,
+        gateway_metadata: Global___GatewayMetadata | None = ...,
+        system_fingerprint: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gateway_metadata", b"gateway_metadata", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choices", b"choices", "create_time", b"create_time", "gateway_metadata", b"gateway_metadata", "id", b"id", "model", b"model", "system_fingerprint", b"system_fingerprint", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteResponse: _TypeAlias = CompleteResponse  # noqa: Y015
+
+@_typing.final
+class StreamCompleteResponse(_message.Message):
+    """The next pieces of the texts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PIECES_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    GATEWAY_METADATA_FIELD_NUMBER: _builtins.int
+    SYSTEM_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The engine's id of the answer."""
+    model: _builtins.str
+    """The model that answered; see `ChatResponse`."""
+    system_fingerprint: _builtins.str
+    """Tells versions of the engine apart; empty where it does not say."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the engine began to answer."""
+
+    @_builtins.property
+    def pieces(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompletionChoice]:
         """The pieces; empty on the last message."""
 
     @_builtins.property
@@ -897,17 +1841,19 @@ class StreamChatResponse(_message.Message):
         *,
         id: _builtins.str = ...,
         model: _builtins.str = ...,
-        deltas: _abc.Iterable[Global___ChatDelta] | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        pieces: _abc.Iterable[Global___CompletionChoice] | None = ...,
         usage: Global___Usage | None = ...,
         gateway_metadata: Global___GatewayMetadata | None = ...,
+        system_fingerprint: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["gateway_metadata", b"gateway_metadata", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gateway_metadata", b"gateway_metadata", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deltas", b"deltas", "gateway_metadata", b"gateway_metadata", "id", b"id", "model", b"model", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "gateway_metadata", b"gateway_metadata", "id", b"id", "model", b"model", "pieces", b"pieces", "system_fingerprint", b"system_fingerprint", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___StreamChatResponse: _TypeAlias = StreamChatResponse  # noqa: Y015
+Global___StreamCompleteResponse: _TypeAlias = StreamCompleteResponse  # noqa: Y015
 
 @_typing.final
 class EmbedRequest(_message.Message):
@@ -917,23 +1863,35 @@ class EmbedRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
+    TOKEN_INPUTS_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The model's name."""
+    dimensions: _builtins.int
+    """How many components the vectors are to have, for models that can be cut. Default (unset): all."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The texts, 1 to 2048, none empty."""
+        """The texts, at most 2048, none empty."""
+
+    @_builtins.property
+    def token_inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenIds]:
+        """The same as tokens, instead of texts; at most 2048."""
 
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         inputs: _abc.Iterable[_builtins.str] | None = ...,
+        token_inputs: _abc.Iterable[Global___TokenIds] | None = ...,
+        dimensions: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "dimensions", b"dimensions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions", "dimensions", b"dimensions", "inputs", b"inputs", "model", b"model", "token_inputs", b"token_inputs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__dimensions: _TypeAlias = _typing.Literal["dimensions"]  # noqa: Y015
+    _WhichOneofArgType__dimensions: _TypeAlias = _typing.Literal["_dimensions", b"_dimensions"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__dimensions) -> _WhichOneofReturnType__dimensions | None: ...
 
 Global___EmbedRequest: _TypeAlias = EmbedRequest  # noqa: Y015
 
@@ -1000,3 +1958,317 @@ class EmbedResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EmbedResponse: _TypeAlias = EmbedResponse  # noqa: Y015
+
+@_typing.final
+class RerankRequest(_message.Message):
+    """Asks how well documents answer a query."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    QUERY_FIELD_NUMBER: _builtins.int
+    DOCUMENTS_FIELD_NUMBER: _builtins.int
+    TOP_N_FIELD_NUMBER: _builtins.int
+    RETURN_DOCUMENTS_FIELD_NUMBER: _builtins.int
+    ENGINE_OPTIONS_FIELD_NUMBER: _builtins.int
+    PREFERRED_FRAMEWORK_FIELD_NUMBER: _builtins.int
+    FALLBACK_MODELS_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name, or an alias."""
+    query: _builtins.str
+    """The query."""
+    top_n: _builtins.int
+    """How many of the best to return. Default (unset): all."""
+    return_documents: _builtins.bool
+    """Whether to return the documents too."""
+    preferred_framework: _builtins.str
+    """See `ChatRequest.preferred_framework`."""
+    priority: Global___Priority.ValueType
+    """See `ChatRequest.priority`."""
+    @_builtins.property
+    def documents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The documents, 1 to 2048, none empty."""
+
+    @_builtins.property
+    def engine_options(self) -> _struct_pb2.Struct:
+        """See `ChatRequest.engine_options`."""
+
+    @_builtins.property
+    def fallback_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """See `ChatRequest.fallback_models`."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        query: _builtins.str = ...,
+        documents: _abc.Iterable[_builtins.str] | None = ...,
+        top_n: _builtins.int | None = ...,
+        return_documents: _builtins.bool = ...,
+        engine_options: _struct_pb2.Struct | None = ...,
+        preferred_framework: _builtins.str = ...,
+        fallback_models: _abc.Iterable[_builtins.str] | None = ...,
+        priority: Global___Priority.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top_n", b"_top_n", "engine_options", b"engine_options", "top_n", b"top_n"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top_n", b"_top_n", "documents", b"documents", "engine_options", b"engine_options", "fallback_models", b"fallback_models", "model", b"model", "preferred_framework", b"preferred_framework", "priority", b"priority", "query", b"query", "return_documents", b"return_documents", "top_n", b"top_n"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__top_n: _TypeAlias = _typing.Literal["top_n"]  # noqa: Y015
+    _WhichOneofArgType__top_n: _TypeAlias = _typing.Literal["_top_n", b"_top_n"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_n) -> _WhichOneofReturnType__top_n | None: ...
+
+Global___RerankRequest: _TypeAlias = RerankRequest  # noqa: Y015
+
+@_typing.final
+class RerankResult(_message.Message):
+    """How well one document answers the query."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    RELEVANCE_SCORE_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """The document's place in the request, from 0."""
+    relevance_score: _builtins.float
+    """The model's score: higher is better; its scale is the model's own."""
+    document: _builtins.str
+    """The document; unset unless it was asked for."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        relevance_score: _builtins.float = ...,
+        document: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_document", b"_document", "document", b"document"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_document", b"_document", "document", b"document", "index", b"index", "relevance_score", b"relevance_score"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__document: _TypeAlias = _typing.Literal["document"]  # noqa: Y015
+    _WhichOneofArgType__document: _TypeAlias = _typing.Literal["_document", b"_document"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__document) -> _WhichOneofReturnType__document | None: ...
+
+Global___RerankResult: _TypeAlias = RerankResult  # noqa: Y015
+
+@_typing.final
+class RerankResponse(_message.Message):
+    """The documents by how well they answer the query."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    RESULTS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    GATEWAY_METADATA_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model that answered."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___RerankResult]:
+        """The documents, best first."""
+
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """What it took; unset when the engine does not say."""
+
+    @_builtins.property
+    def gateway_metadata(self) -> Global___GatewayMetadata:
+        """How it came about; unset unless the caller asked with `x-debug-mode: true`."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        results: _abc.Iterable[Global___RerankResult] | None = ...,
+        usage: Global___Usage | None = ...,
+        gateway_metadata: Global___GatewayMetadata | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["gateway_metadata", b"gateway_metadata", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway_metadata", b"gateway_metadata", "model", b"model", "results", b"results", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RerankResponse: _TypeAlias = RerankResponse  # noqa: Y015
+
+@_typing.final
+class CountTokensRequest(_message.Message):
+    """Asks how many tokens a chat's prompt has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def chat(self) -> Global___ChatRequest:
+        """The chat; what is set of how to answer it does not matter."""
+
+    def __init__(
+        self,
+        *,
+        chat: Global___ChatRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountTokensRequest: _TypeAlias = CountTokensRequest  # noqa: Y015
+
+@_typing.final
+class CountTokensResponse(_message.Message):
+    """Says how many tokens a chat's prompt has."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model whose tokens they are."""
+    prompt_tokens: _builtins.int
+    """The tokens, template, tools and special tokens included."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        prompt_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountTokensResponse: _TypeAlias = CountTokensResponse  # noqa: Y015
+
+@_typing.final
+class TokenizeRequest(_message.Message):
+    """Asks for the tokens of a text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    RETURN_TOKEN_TEXTS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name, or an alias."""
+    text: _builtins.str
+    """The text."""
+    add_special_tokens: _builtins.bool
+    """Whether to add the special tokens that stand around every prompt. Default (unset): yes."""
+    return_token_texts: _builtins.bool
+    """Whether to return the text of each token too."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        text: _builtins.str = ...,
+        add_special_tokens: _builtins.bool | None = ...,
+        return_token_texts: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "add_special_tokens", b"add_special_tokens", "model", b"model", "return_token_texts", b"return_token_texts", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
+    _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__add_special_tokens) -> _WhichOneofReturnType__add_special_tokens | None: ...
+
+Global___TokenizeRequest: _TypeAlias = TokenizeRequest  # noqa: Y015
+
+@_typing.final
+class TokenizeResponse(_message.Message):
+    """The tokens of a text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TOKEN_TEXTS_FIELD_NUMBER: _builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model whose tokens they are."""
+    context_length: _builtins.int
+    """The most tokens that one request may have; unset when unknown."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens' ids in the model's vocabulary, in order."""
+
+    @_builtins.property
+    def token_texts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The text of each token, where it was asked for: U+FFFD for what is no whole character."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+        token_texts: _abc.Iterable[_builtins.str] | None = ...,
+        context_length: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "context_length", b"context_length"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_context_length", b"_context_length", "context_length", b"context_length", "model", b"model", "token_texts", b"token_texts", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__context_length: _TypeAlias = _typing.Literal["context_length"]  # noqa: Y015
+    _WhichOneofArgType__context_length: _TypeAlias = _typing.Literal["_context_length", b"_context_length"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__context_length) -> _WhichOneofReturnType__context_length | None: ...
+
+Global___TokenizeResponse: _TypeAlias = TokenizeResponse  # noqa: Y015
+
+@_typing.final
+class DetokenizeRequest(_message.Message):
+    """Asks for the text that tokens stand for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model's name, or an alias."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens' ids in the model's vocabulary, in order."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        tokens: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetokenizeRequest: _TypeAlias = DetokenizeRequest  # noqa: Y015
+
+@_typing.final
+class DetokenizeResponse(_message.Message):
+    """The text that tokens stand for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model whose tokens they are."""
+    text: _builtins.str
+    """The text."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetokenizeResponse: _TypeAlias = DetokenizeResponse  # noqa: Y015

@@ -46,10 +46,40 @@ class InferenceServiceStub:
                 request_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.StreamChatRequest.SerializeToString,
                 response_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.StreamChatResponse.FromString,
                 _registered_method=True)
+        self.Complete = channel.unary_unary(
+                '/infermesh.inference.v1.InferenceService/Complete',
+                request_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.CompleteRequest.SerializeToString,
+                response_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.CompleteResponse.FromString,
+                _registered_method=True)
+        self.StreamComplete = channel.unary_stream(
+                '/infermesh.inference.v1.InferenceService/StreamComplete',
+                request_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.CompleteRequest.SerializeToString,
+                response_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.StreamCompleteResponse.FromString,
+                _registered_method=True)
         self.Embed = channel.unary_unary(
                 '/infermesh.inference.v1.InferenceService/Embed',
                 request_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.EmbedResponse.FromString,
+                _registered_method=True)
+        self.Rerank = channel.unary_unary(
+                '/infermesh.inference.v1.InferenceService/Rerank',
+                request_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.RerankRequest.SerializeToString,
+                response_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.RerankResponse.FromString,
+                _registered_method=True)
+        self.CountTokens = channel.unary_unary(
+                '/infermesh.inference.v1.InferenceService/CountTokens',
+                request_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.CountTokensRequest.SerializeToString,
+                response_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.CountTokensResponse.FromString,
+                _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/infermesh.inference.v1.InferenceService/Tokenize',
+                request_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/infermesh.inference.v1.InferenceService/Detokenize',
+                request_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.DetokenizeResponse.FromString,
                 _registered_method=True)
 
 
@@ -74,9 +104,56 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Complete(self, request, context):
+        """Completes texts, each as often as it is asked to. Fails like `Chat`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamComplete(self, request, context):
+        """Completes texts piece by piece; the last message carries the usage. Fails like `Chat`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Embed(self, request, context):
         """Turns texts into vectors, uncached; callers outside use `EmbeddingsService.Embed`, which is
-        cached and batched. Fails with INVALID_ARGUMENT (`INPUT_TOO_LONG`, `param` names the index).
+        cached and batched. Fails with INVALID_ARGUMENT (`INPUT_TOO_LONG`, `param` names the index;
+        `UNSUPPORTED` for `dimensions` or `token_inputs` where the model's engine cannot).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rerank(self, request, context):
+        """Says how well each of several documents answers a query. Fails like `Chat`; with
+        INVALID_ARGUMENT (`UNSUPPORTED`) where the model's engine ranks nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountTokens(self, request, context):
+        """Counts the tokens of a chat's prompt as the model would read it: template, tools and special
+        tokens included. Nothing is generated, and nothing counts as used. Fails like `Chat`; with
+        INVALID_ARGUMENT (`UNSUPPORTED`) where the model's engine has no way to count.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """Cuts a text into tokens as the model reads it. Nothing is generated, and nothing counts as used.
+        Fails like `CountTokens`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Makes a text of tokens. Fails like `CountTokens`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,10 +172,40 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.StreamChatRequest.FromString,
                     response_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.StreamChatResponse.SerializeToString,
             ),
+            'Complete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Complete,
+                    request_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.CompleteRequest.FromString,
+                    response_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.CompleteResponse.SerializeToString,
+            ),
+            'StreamComplete': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamComplete,
+                    request_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.CompleteRequest.FromString,
+                    response_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.StreamCompleteResponse.SerializeToString,
+            ),
             'Embed': grpc.unary_unary_rpc_method_handler(
                     servicer.Embed,
                     request_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.EmbedRequest.FromString,
                     response_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Rerank': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rerank,
+                    request_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.RerankRequest.FromString,
+                    response_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.RerankResponse.SerializeToString,
+            ),
+            'CountTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountTokens,
+                    request_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.CountTokensRequest.FromString,
+                    response_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.CountTokensResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.TokenizeRequest.FromString,
+                    response_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.DetokenizeRequest.FromString,
+                    response_serializer=infermesh_dot_inference_dot_v1_dot_inference__service__pb2.DetokenizeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -168,6 +275,60 @@ class InferenceService:
             _registered_method=True)
 
     @staticmethod
+    def Complete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infermesh.inference.v1.InferenceService/Complete',
+            infermesh_dot_inference_dot_v1_dot_inference__service__pb2.CompleteRequest.SerializeToString,
+            infermesh_dot_inference_dot_v1_dot_inference__service__pb2.CompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamComplete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/infermesh.inference.v1.InferenceService/StreamComplete',
+            infermesh_dot_inference_dot_v1_dot_inference__service__pb2.CompleteRequest.SerializeToString,
+            infermesh_dot_inference_dot_v1_dot_inference__service__pb2.StreamCompleteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Embed(request,
             target,
             options=(),
@@ -184,6 +345,114 @@ class InferenceService:
             '/infermesh.inference.v1.InferenceService/Embed',
             infermesh_dot_inference_dot_v1_dot_inference__service__pb2.EmbedRequest.SerializeToString,
             infermesh_dot_inference_dot_v1_dot_inference__service__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rerank(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infermesh.inference.v1.InferenceService/Rerank',
+            infermesh_dot_inference_dot_v1_dot_inference__service__pb2.RerankRequest.SerializeToString,
+            infermesh_dot_inference_dot_v1_dot_inference__service__pb2.RerankResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infermesh.inference.v1.InferenceService/CountTokens',
+            infermesh_dot_inference_dot_v1_dot_inference__service__pb2.CountTokensRequest.SerializeToString,
+            infermesh_dot_inference_dot_v1_dot_inference__service__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infermesh.inference.v1.InferenceService/Tokenize',
+            infermesh_dot_inference_dot_v1_dot_inference__service__pb2.TokenizeRequest.SerializeToString,
+            infermesh_dot_inference_dot_v1_dot_inference__service__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/infermesh.inference.v1.InferenceService/Detokenize',
+            infermesh_dot_inference_dot_v1_dot_inference__service__pb2.DetokenizeRequest.SerializeToString,
+            infermesh_dot_inference_dot_v1_dot_inference__service__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,10 +42,30 @@ class InferenceServiceStub:
     """
     StreamChat: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.StreamChatRequest, _inference_service_pb2.StreamChatResponse]
     """Answers a chat piece by piece; the last message carries the usage. Fails like `Chat`."""
+    Complete: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.CompleteRequest, _inference_service_pb2.CompleteResponse]
+    """Completes texts, each as often as it is asked to. Fails like `Chat`."""
+    StreamComplete: _grpc.UnaryStreamMultiCallable[_inference_service_pb2.CompleteRequest, _inference_service_pb2.StreamCompleteResponse]
+    """Completes texts piece by piece; the last message carries the usage. Fails like `Chat`."""
     Embed: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]
     """Turns texts into vectors, uncached; callers outside use `EmbeddingsService.Embed`, which is
-    cached and batched. Fails with INVALID_ARGUMENT (`INPUT_TOO_LONG`, `param` names the index).
+    cached and batched. Fails with INVALID_ARGUMENT (`INPUT_TOO_LONG`, `param` names the index;
+    `UNSUPPORTED` for `dimensions` or `token_inputs` where the model's engine cannot).
     """
+    Rerank: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.RerankRequest, _inference_service_pb2.RerankResponse]
+    """Says how well each of several documents answers a query. Fails like `Chat`; with
+    INVALID_ARGUMENT (`UNSUPPORTED`) where the model's engine ranks nothing.
+    """
+    CountTokens: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.CountTokensRequest, _inference_service_pb2.CountTokensResponse]
+    """Counts the tokens of a chat's prompt as the model would read it: template, tools and special
+    tokens included. Nothing is generated, and nothing counts as used. Fails like `Chat`; with
+    INVALID_ARGUMENT (`UNSUPPORTED`) where the model's engine has no way to count.
+    """
+    Tokenize: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.TokenizeRequest, _inference_service_pb2.TokenizeResponse]
+    """Cuts a text into tokens as the model reads it. Nothing is generated, and nothing counts as used.
+    Fails like `CountTokens`.
+    """
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_inference_service_pb2.DetokenizeRequest, _inference_service_pb2.DetokenizeResponse]
+    """Makes a text of tokens. Fails like `CountTokens`."""
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -61,10 +81,30 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """
     StreamChat: _aio.UnaryStreamMultiCallable[_inference_service_pb2.StreamChatRequest, _inference_service_pb2.StreamChatResponse]  # type: ignore[assignment]
     """Answers a chat piece by piece; the last message carries the usage. Fails like `Chat`."""
+    Complete: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.CompleteRequest, _inference_service_pb2.CompleteResponse]  # type: ignore[assignment]
+    """Completes texts, each as often as it is asked to. Fails like `Chat`."""
+    StreamComplete: _aio.UnaryStreamMultiCallable[_inference_service_pb2.CompleteRequest, _inference_service_pb2.StreamCompleteResponse]  # type: ignore[assignment]
+    """Completes texts piece by piece; the last message carries the usage. Fails like `Chat`."""
     Embed: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.EmbedRequest, _inference_service_pb2.EmbedResponse]  # type: ignore[assignment]
     """Turns texts into vectors, uncached; callers outside use `EmbeddingsService.Embed`, which is
-    cached and batched. Fails with INVALID_ARGUMENT (`INPUT_TOO_LONG`, `param` names the index).
+    cached and batched. Fails with INVALID_ARGUMENT (`INPUT_TOO_LONG`, `param` names the index;
+    `UNSUPPORTED` for `dimensions` or `token_inputs` where the model's engine cannot).
     """
+    Rerank: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.RerankRequest, _inference_service_pb2.RerankResponse]  # type: ignore[assignment]
+    """Says how well each of several documents answers a query. Fails like `Chat`; with
+    INVALID_ARGUMENT (`UNSUPPORTED`) where the model's engine ranks nothing.
+    """
+    CountTokens: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.CountTokensRequest, _inference_service_pb2.CountTokensResponse]  # type: ignore[assignment]
+    """Counts the tokens of a chat's prompt as the model would read it: template, tools and special
+    tokens included. Nothing is generated, and nothing counts as used. Fails like `Chat`; with
+    INVALID_ARGUMENT (`UNSUPPORTED`) where the model's engine has no way to count.
+    """
+    Tokenize: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.TokenizeRequest, _inference_service_pb2.TokenizeResponse]  # type: ignore[assignment]
+    """Cuts a text into tokens as the model reads it. Nothing is generated, and nothing counts as used.
+    Fails like `CountTokens`.
+    """
+    Detokenize: _aio.UnaryUnaryMultiCallable[_inference_service_pb2.DetokenizeRequest, _inference_service_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    """Makes a text of tokens. Fails like `CountTokens`."""
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Inference with typed messages, for gRPC callers. One instance runs beside each engine; Envoy
@@ -91,13 +131,69 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Answers a chat piece by piece; the last message carries the usage. Fails like `Chat`."""
 
     @_abc_1.abstractmethod
+    def Complete(
+        self,
+        request: _inference_service_pb2.CompleteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.CompleteResponse, _abc.Awaitable[_inference_service_pb2.CompleteResponse]]:
+        """Completes texts, each as often as it is asked to. Fails like `Chat`."""
+
+    @_abc_1.abstractmethod
+    def StreamComplete(
+        self,
+        request: _inference_service_pb2.CompleteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inference_service_pb2.StreamCompleteResponse], _abc.AsyncIterator[_inference_service_pb2.StreamCompleteResponse]]:
+        """Completes texts piece by piece; the last message carries the usage. Fails like `Chat`."""
+
+    @_abc_1.abstractmethod
     def Embed(
         self,
         request: _inference_service_pb2.EmbedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_service_pb2.EmbedResponse, _abc.Awaitable[_inference_service_pb2.EmbedResponse]]:
         """Turns texts into vectors, uncached; callers outside use `EmbeddingsService.Embed`, which is
-        cached and batched. Fails with INVALID_ARGUMENT (`INPUT_TOO_LONG`, `param` names the index).
+        cached and batched. Fails with INVALID_ARGUMENT (`INPUT_TOO_LONG`, `param` names the index;
+        `UNSUPPORTED` for `dimensions` or `token_inputs` where the model's engine cannot).
         """
+
+    @_abc_1.abstractmethod
+    def Rerank(
+        self,
+        request: _inference_service_pb2.RerankRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.RerankResponse, _abc.Awaitable[_inference_service_pb2.RerankResponse]]:
+        """Says how well each of several documents answers a query. Fails like `Chat`; with
+        INVALID_ARGUMENT (`UNSUPPORTED`) where the model's engine ranks nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def CountTokens(
+        self,
+        request: _inference_service_pb2.CountTokensRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.CountTokensResponse, _abc.Awaitable[_inference_service_pb2.CountTokensResponse]]:
+        """Counts the tokens of a chat's prompt as the model would read it: template, tools and special
+        tokens included. Nothing is generated, and nothing counts as used. Fails like `Chat`; with
+        INVALID_ARGUMENT (`UNSUPPORTED`) where the model's engine has no way to count.
+        """
+
+    @_abc_1.abstractmethod
+    def Tokenize(
+        self,
+        request: _inference_service_pb2.TokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.TokenizeResponse, _abc.Awaitable[_inference_service_pb2.TokenizeResponse]]:
+        """Cuts a text into tokens as the model reads it. Nothing is generated, and nothing counts as used.
+        Fails like `CountTokens`.
+        """
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _inference_service_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_service_pb2.DetokenizeResponse, _abc.Awaitable[_inference_service_pb2.DetokenizeResponse]]:
+        """Makes a text of tokens. Fails like `CountTokens`."""
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,7 +27,7 @@ from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from infermesh.access.v1 import access_pb2 as infermesh_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+infermesh/inference/v1/openai_service.proto\x12\x16infermesh.inference.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a infermesh/access/v1/access.proto2\xe8\x01\n\rOpenAIService\x12o\n\x14\x43reateChatCompletion\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\")\xb2\xe1\x18\x02\x01\x03\xb8\xe1\x18\x01\x82\xd3\xe4\x93\x02\x19\"\x14/v1/chat/completions:\x01*0\x01\x12\x66\n\x10\x43reateCompletion\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"$\xb2\xe1\x18\x02\x01\x03\xb8\xe1\x18\x01\x82\xd3\xe4\x93\x02\x14\"\x0f/v1/completions:\x01*0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+infermesh/inference/v1/openai_service.proto\x12\x16infermesh.inference.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a infermesh/access/v1/access.proto2\x98\x04\n\rOpenAIService\x12o\n\x14\x43reateChatCompletion\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\")\xb2\xe1\x18\x02\x01\x03\xb8\xe1\x18\x01\x82\xd3\xe4\x93\x02\x19\"\x14/v1/chat/completions:\x01*0\x01\x12\x66\n\x10\x43reateCompletion\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"$\xb2\xe1\x18\x02\x01\x03\xb8\xe1\x18\x01\x82\xd3\xe4\x93\x02\x14\"\x0f/v1/completions:\x01*0\x01\x12z\n\x0c\x43reateRerank\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\">\xb2\xe1\x18\x02\x01\x03\xb8\xe1\x18\x01\x82\xd3\xe4\x93\x02.\"\n/v1/rerank:\x01*Z\x0c\"\x07/rerank:\x01*Z\x0f\"\n/v2/rerank:\x01*\x12V\n\x08Tokenize\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"\x1e\xb2\xe1\x18\x02\x01\x03\xb8\xe1\x18\x01\x82\xd3\xe4\x93\x02\x0e\"\t/tokenize:\x01*\x12Z\n\nDetokenize\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\" \xb2\xe1\x18\x02\x01\x03\xb8\xe1\x18\x01\x82\xd3\xe4\x93\x02\x10\"\x0b/detokenize:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OPENAISERVICE'].methods_by_name['CreateChatCompletion']._serialized_options = b'\262\341\030\002\001\003\270\341\030\001\202\323\344\223\002\031\"\024/v1/chat/completions:\001*'
   _globals['_OPENAISERVICE'].methods_by_name['CreateCompletion']._loaded_options = None
   _globals['_OPENAISERVICE'].methods_by_name['CreateCompletion']._serialized_options = b'\262\341\030\002\001\003\270\341\030\001\202\323\344\223\002\024\"\017/v1/completions:\001*'
+  _globals['_OPENAISERVICE'].methods_by_name['CreateRerank']._loaded_options = None
+  _globals['_OPENAISERVICE'].methods_by_name['CreateRerank']._serialized_options = b'\262\341\030\002\001\003\270\341\030\001\202\323\344\223\002.\"\n/v1/rerank:\001*Z\014\"\007/rerank:\001*Z\017\"\n/v2/rerank:\001*'
+  _globals['_OPENAISERVICE'].methods_by_name['Tokenize']._loaded_options = None
+  _globals['_OPENAISERVICE'].methods_by_name['Tokenize']._serialized_options = b'\262\341\030\002\001\003\270\341\030\001\202\323\344\223\002\016\"\t/tokenize:\001*'
+  _globals['_OPENAISERVICE'].methods_by_name['Detokenize']._loaded_options = None
+  _globals['_OPENAISERVICE'].methods_by_name['Detokenize']._serialized_options = b'\262\341\030\002\001\003\270\341\030\001\202\323\344\223\002\020\"\013/detokenize:\001*'
   _globals['_OPENAISERVICE']._serialized_start=163
-  _globals['_OPENAISERVICE']._serialized_end=395
+  _globals['_OPENAISERVICE']._serialized_end=699
 # @@protoc_insertion_point(module_scope)

@@ -53,6 +53,20 @@ class OpenAIServiceStub:
     """
     CreateCompletion: _grpc.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
     """Completes a text, `POST /v1/completions`. Fails like `CreateChatCompletion`."""
+    CreateRerank: _grpc.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
+    """Says how well documents answer a query, `POST /v1/rerank`, in Jina's and Cohere's form: `query`,
+    `documents` (texts, or objects with `text`), `top_n`, `return_documents` (default false).
+    Other fields go to the engine as they are. Fails like `InferenceService.Rerank`.
+    """
+    Tokenize: _grpc.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
+    """Cuts a text or a chat into tokens, `POST /tokenize`, in vLLM's form: `prompt` or `messages` (with
+    `tools`), `add_special_tokens`, `return_token_strs`. The answer has `count`, `max_model_len`,
+    `tokens` and `token_strs`. Nothing counts as used. Fails like `InferenceService.Tokenize`.
+    """
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]
+    """Makes a text of tokens, `POST /detokenize`, in vLLM's form: `tokens` in, `prompt` out. Fails like
+    `Tokenize`.
+    """
 
 @_typing.type_check_only
 class OpenAIServiceAsyncStub(OpenAIServiceStub):
@@ -79,6 +93,20 @@ class OpenAIServiceAsyncStub(OpenAIServiceStub):
     """
     CreateCompletion: _aio.UnaryStreamMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
     """Completes a text, `POST /v1/completions`. Fails like `CreateChatCompletion`."""
+    CreateRerank: _aio.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Says how well documents answer a query, `POST /v1/rerank`, in Jina's and Cohere's form: `query`,
+    `documents` (texts, or objects with `text`), `top_n`, `return_documents` (default false).
+    Other fields go to the engine as they are. Fails like `InferenceService.Rerank`.
+    """
+    Tokenize: _aio.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Cuts a text or a chat into tokens, `POST /tokenize`, in vLLM's form: `prompt` or `messages` (with
+    `tools`), `add_special_tokens`, `return_token_strs`. The answer has `count`, `max_model_len`,
+    `tokens` and `token_strs`. Nothing counts as used. Fails like `InferenceService.Tokenize`.
+    """
+    Detokenize: _aio.UnaryUnaryMultiCallable[_httpbody_pb2.HttpBody, _httpbody_pb2.HttpBody]  # type: ignore[assignment]
+    """Makes a text of tokens, `POST /detokenize`, in vLLM's form: `tokens` in, `prompt` out. Fails like
+    `Tokenize`.
+    """
 
 class OpenAIServiceServicer(metaclass=_abc_1.ABCMeta):
     """OpenAI's HTTP surface, byte for byte. Bodies are OpenAI's JSON as it is, so that fields which
@@ -114,5 +142,37 @@ class OpenAIServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_httpbody_pb2.HttpBody], _abc.AsyncIterator[_httpbody_pb2.HttpBody]]:
         """Completes a text, `POST /v1/completions`. Fails like `CreateChatCompletion`."""
+
+    @_abc_1.abstractmethod
+    def CreateRerank(
+        self,
+        request: _httpbody_pb2.HttpBody,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Says how well documents answer a query, `POST /v1/rerank`, in Jina's and Cohere's form: `query`,
+        `documents` (texts, or objects with `text`), `top_n`, `return_documents` (default false).
+        Other fields go to the engine as they are. Fails like `InferenceService.Rerank`.
+        """
+
+    @_abc_1.abstractmethod
+    def Tokenize(
+        self,
+        request: _httpbody_pb2.HttpBody,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Cuts a text or a chat into tokens, `POST /tokenize`, in vLLM's form: `prompt` or `messages` (with
+        `tools`), `add_special_tokens`, `return_token_strs`. The answer has `count`, `max_model_len`,
+        `tokens` and `token_strs`. Nothing counts as used. Fails like `InferenceService.Tokenize`.
+        """
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _httpbody_pb2.HttpBody,
+        context: _ServicerContext,
+    ) -> _typing.Union[_httpbody_pb2.HttpBody, _abc.Awaitable[_httpbody_pb2.HttpBody]]:
+        """Makes a text of tokens, `POST /detokenize`, in vLLM's form: `tokens` in, `prompt` out. Fails like
+        `Tokenize`.
+        """
 
 def add_OpenAIServiceServicer_to_server(servicer: OpenAIServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -36,6 +36,10 @@ class _OperationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Operation.V
     """A text completion."""
     OPERATION_EMBEDDING: _Operation.ValueType  # 3
     """Embeddings."""
+    OPERATION_RERANK: _Operation.ValueType  # 4
+    """A ranking of documents."""
+    OPERATION_TOKENIZE: _Operation.ValueType  # 5
+    """Tokens counted, or cut from a text; takes none of the model's."""
 
 class Operation(_Operation, metaclass=_OperationEnumTypeWrapper):
     """What a request asked for."""
@@ -48,6 +52,10 @@ OPERATION_COMPLETION: Operation.ValueType  # 2
 """A text completion."""
 OPERATION_EMBEDDING: Operation.ValueType  # 3
 """Embeddings."""
+OPERATION_RERANK: Operation.ValueType  # 4
+"""A ranking of documents."""
+OPERATION_TOKENIZE: Operation.ValueType  # 5
+"""Tokens counted, or cut from a text; takes none of the model's."""
 Global___Operation: _TypeAlias = Operation  # noqa: Y015
 
 class _Outcome:

@@ -29,7 +29,7 @@ from infermesh.access.v1 import access_pb2 as infermesh_dot_access_dot_v1_dot_ac
 from infermesh.registry.v1 import resources_pb2 as infermesh_dot_registry_dot_v1_dot_resources__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)infermesh/registry/v1/model_service.proto\x12\x15infermesh.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a infermesh/access/v1/access.proto\x1a%infermesh/registry/v1/resources.proto\"\x13\n\x11ListModelsRequest\"B\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.infermesh.registry.v1.Model\"+\n\x0fGetModelRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\".\n\x12\x44\x65leteModelRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"\x19\n\x17ListOpenAIModelsRequest\"\\\n\x18ListOpenAIModelsResponse\x12\x0e\n\x06object\x18\x01 \x01(\t\x12\x30\n\x04\x64\x61ta\x18\x02 \x03(\x0b\x32\".infermesh.registry.v1.OpenAIModel\"2\n\x15GetOpenAIModelRequest\x12\x19\n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"L\n\x0bOpenAIModel\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\r\x12\x10\n\x08owned_by\x18\x04 \x01(\t2\xa7\x05\n\x0cModelService\x12\x81\x01\n\nListModels\x12(.infermesh.registry.v1.ListModelsRequest\x1a).infermesh.registry.v1.ListModelsResponse\"\x1e\xb2\xe1\x18\x03\x03\x05\x06\x82\xd3\xe4\x93\x02\x11\x12\x0f/mesh/v1/models\x12z\n\x08GetModel\x12&.infermesh.registry.v1.GetModelRequest\x1a\x1c.infermesh.registry.v1.Model\"(\xb2\xe1\x18\x03\x03\x05\x06\x82\xd3\xe4\x93\x02\x1b\x12\x19/mesh/v1/models/{name=**}\x12y\n\x0b\x44\x65leteModel\x12).infermesh.registry.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\"\'\xb2\xe1\x18\x02\x03\x05\x82\xd3\xe4\x93\x02\x1b*\x19/mesh/v1/models/{name=**}\x12\x8f\x01\n\x10ListOpenAIModels\x12..infermesh.registry.v1.ListOpenAIModelsRequest\x1a/.infermesh.registry.v1.ListOpenAIModelsResponse\"\x1a\xb2\xe1\x18\x04\x01\x03\x05\x06\x82\xd3\xe4\x93\x02\x0c\x12\n/v1/models\x12\x89\x01\n\x0eGetOpenAIModel\x12,.infermesh.registry.v1.GetOpenAIModelRequest\x1a\".infermesh.registry.v1.OpenAIModel\"%\xb2\xe1\x18\x04\x01\x03\x05\x06\x82\xd3\xe4\x93\x02\x17\x12\x15/v1/models/{model=**}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)infermesh/registry/v1/model_service.proto\x12\x15infermesh.registry.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a infermesh/access/v1/access.proto\x1a%infermesh/registry/v1/resources.proto\"\x13\n\x11ListModelsRequest\"B\n\x12ListModelsResponse\x12,\n\x06models\x18\x01 \x03(\x0b\x32\x1c.infermesh.registry.v1.Model\"+\n\x0fGetModelRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\".\n\x12\x44\x65leteModelRequest\x12\x18\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x32\x89\x03\n\x0cModelService\x12\x81\x01\n\nListModels\x12(.infermesh.registry.v1.ListModelsRequest\x1a).infermesh.registry.v1.ListModelsResponse\"\x1e\xb2\xe1\x18\x03\x03\x05\x06\x82\xd3\xe4\x93\x02\x11\x12\x0f/mesh/v1/models\x12z\n\x08GetModel\x12&.infermesh.registry.v1.GetModelRequest\x1a\x1c.infermesh.registry.v1.Model\"(\xb2\xe1\x18\x03\x03\x05\x06\x82\xd3\xe4\x93\x02\x1b\x12\x19/mesh/v1/models/{name=**}\x12y\n\x0b\x44\x65leteModel\x12).infermesh.registry.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\"\'\xb2\xe1\x18\x02\x03\x05\x82\xd3\xe4\x93\x02\x1b*\x19/mesh/v1/models/{name=**}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,18 +40,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_DELETEMODELREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEMODELREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
-  _globals['_GETOPENAIMODELREQUEST'].fields_by_name['model']._loaded_options = None
-  _globals['_GETOPENAIMODELREQUEST'].fields_by_name['model']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_MODELSERVICE'].methods_by_name['ListModels']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['ListModels']._serialized_options = b'\262\341\030\003\003\005\006\202\323\344\223\002\021\022\017/mesh/v1/models'
   _globals['_MODELSERVICE'].methods_by_name['GetModel']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['GetModel']._serialized_options = b'\262\341\030\003\003\005\006\202\323\344\223\002\033\022\031/mesh/v1/models/{name=**}'
   _globals['_MODELSERVICE'].methods_by_name['DeleteModel']._loaded_options = None
   _globals['_MODELSERVICE'].methods_by_name['DeleteModel']._serialized_options = b'\262\341\030\002\003\005\202\323\344\223\002\033*\031/mesh/v1/models/{name=**}'
-  _globals['_MODELSERVICE'].methods_by_name['ListOpenAIModels']._loaded_options = None
-  _globals['_MODELSERVICE'].methods_by_name['ListOpenAIModels']._serialized_options = b'\262\341\030\004\001\003\005\006\202\323\344\223\002\014\022\n/v1/models'
-  _globals['_MODELSERVICE'].methods_by_name['GetOpenAIModel']._loaded_options = None
-  _globals['_MODELSERVICE'].methods_by_name['GetOpenAIModel']._serialized_options = b'\262\341\030\004\001\003\005\006\202\323\344\223\002\027\022\025/v1/models/{model=**}'
   _globals['_LISTMODELSREQUEST']._serialized_start=229
   _globals['_LISTMODELSREQUEST']._serialized_end=248
   _globals['_LISTMODELSRESPONSE']._serialized_start=250
@@ -60,14 +54,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETMODELREQUEST']._serialized_end=361
   _globals['_DELETEMODELREQUEST']._serialized_start=363
   _globals['_DELETEMODELREQUEST']._serialized_end=409
-  _globals['_LISTOPENAIMODELSREQUEST']._serialized_start=411
-  _globals['_LISTOPENAIMODELSREQUEST']._serialized_end=436
-  _globals['_LISTOPENAIMODELSRESPONSE']._serialized_start=438
-  _globals['_LISTOPENAIMODELSRESPONSE']._serialized_end=530
-  _globals['_GETOPENAIMODELREQUEST']._serialized_start=532
-  _globals['_GETOPENAIMODELREQUEST']._serialized_end=582
-  _globals['_OPENAIMODEL']._serialized_start=584
-  _globals['_OPENAIMODEL']._serialized_end=660
-  _globals['_MODELSERVICE']._serialized_start=663
-  _globals['_MODELSERVICE']._serialized_end=1342
+  _globals['_MODELSERVICE']._serialized_start=412
+  _globals['_MODELSERVICE']._serialized_end=805
 # @@protoc_insertion_point(module_scope)

@@ -28,7 +28,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Reads the catalogue of models, in the mesh's own form and in OpenAI's.
+    """Reads the catalogue of models. OpenAI's form of it is `routing.v1.OpenAIModelService`'s.
     """
 
     def __init__(self, channel):
@@ -52,20 +52,10 @@ class ModelServiceStub:
                 request_serializer=infermesh_dot_registry_dot_v1_dot_model__service__pb2.DeleteModelRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
-        self.ListOpenAIModels = channel.unary_unary(
-                '/infermesh.registry.v1.ModelService/ListOpenAIModels',
-                request_serializer=infermesh_dot_registry_dot_v1_dot_model__service__pb2.ListOpenAIModelsRequest.SerializeToString,
-                response_deserializer=infermesh_dot_registry_dot_v1_dot_model__service__pb2.ListOpenAIModelsResponse.FromString,
-                _registered_method=True)
-        self.GetOpenAIModel = channel.unary_unary(
-                '/infermesh.registry.v1.ModelService/GetOpenAIModel',
-                request_serializer=infermesh_dot_registry_dot_v1_dot_model__service__pb2.GetOpenAIModelRequest.SerializeToString,
-                response_deserializer=infermesh_dot_registry_dot_v1_dot_model__service__pb2.OpenAIModel.FromString,
-                _registered_method=True)
 
 
 class ModelServiceServicer:
-    """Reads the catalogue of models, in the mesh's own form and in OpenAI's.
+    """Reads the catalogue of models. OpenAI's form of it is `routing.v1.OpenAIModelService`'s.
     """
 
     def ListModels(self, request, context):
@@ -90,21 +80,6 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListOpenAIModels(self, request, context):
-        """Lists the models that a node serves now, as OpenAI's `GET /v1/models` does.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def GetOpenAIModel(self, request, context):
-        """Returns one model as OpenAI's `GET /v1/models/{model}` does, also one that no node serves now
-        and that `ListOpenAIModels` so leaves out. Fails with NOT_FOUND (`MODEL_NOT_FOUND`).
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
 
 def add_ModelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -123,16 +98,6 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=infermesh_dot_registry_dot_v1_dot_model__service__pb2.DeleteModelRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
-            'ListOpenAIModels': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListOpenAIModels,
-                    request_deserializer=infermesh_dot_registry_dot_v1_dot_model__service__pb2.ListOpenAIModelsRequest.FromString,
-                    response_serializer=infermesh_dot_registry_dot_v1_dot_model__service__pb2.ListOpenAIModelsResponse.SerializeToString,
-            ),
-            'GetOpenAIModel': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetOpenAIModel,
-                    request_deserializer=infermesh_dot_registry_dot_v1_dot_model__service__pb2.GetOpenAIModelRequest.FromString,
-                    response_serializer=infermesh_dot_registry_dot_v1_dot_model__service__pb2.OpenAIModel.SerializeToString,
-            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'infermesh.registry.v1.ModelService', rpc_method_handlers)
@@ -142,7 +107,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Reads the catalogue of models, in the mesh's own form and in OpenAI's.
+    """Reads the catalogue of models. OpenAI's form of it is `routing.v1.OpenAIModelService`'s.
     """
 
     @staticmethod
@@ -216,60 +181,6 @@ class ModelService:
             '/infermesh.registry.v1.ModelService/DeleteModel',
             infermesh_dot_registry_dot_v1_dot_model__service__pb2.DeleteModelRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ListOpenAIModels(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/infermesh.registry.v1.ModelService/ListOpenAIModels',
-            infermesh_dot_registry_dot_v1_dot_model__service__pb2.ListOpenAIModelsRequest.SerializeToString,
-            infermesh_dot_registry_dot_v1_dot_model__service__pb2.ListOpenAIModelsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def GetOpenAIModel(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/infermesh.registry.v1.ModelService/GetOpenAIModel',
-            infermesh_dot_registry_dot_v1_dot_model__service__pb2.GetOpenAIModelRequest.SerializeToString,
-            infermesh_dot_registry_dot_v1_dot_model__service__pb2.OpenAIModel.FromString,
             options,
             channel_credentials,
             insecure,

@@ -29,7 +29,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelServiceStub:
-    """Reads the catalogue of models, in the mesh's own form and in OpenAI's."""
+    """Reads the catalogue of models. OpenAI's form of it is `routing.v1.OpenAIModelService`'s."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -43,16 +43,10 @@ class ModelServiceStub:
     """Deletes a model that no node serves any more. Fails with NOT_FOUND, and with
     FAILED_PRECONDITION while a node serves it.
     """
-    ListOpenAIModels: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListOpenAIModelsRequest, _model_service_pb2.ListOpenAIModelsResponse]
-    """Lists the models that a node serves now, as OpenAI's `GET /v1/models` does."""
-    GetOpenAIModel: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetOpenAIModelRequest, _model_service_pb2.OpenAIModel]
-    """Returns one model as OpenAI's `GET /v1/models/{model}` does, also one that no node serves now
-    and that `ListOpenAIModels` so leaves out. Fails with NOT_FOUND (`MODEL_NOT_FOUND`).
-    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """Reads the catalogue of models, in the mesh's own form and in OpenAI's."""
+    """Reads the catalogue of models. OpenAI's form of it is `routing.v1.OpenAIModelService`'s."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]  # type: ignore[assignment]
@@ -63,15 +57,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Deletes a model that no node serves any more. Fails with NOT_FOUND, and with
     FAILED_PRECONDITION while a node serves it.
     """
-    ListOpenAIModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListOpenAIModelsRequest, _model_service_pb2.ListOpenAIModelsResponse]  # type: ignore[assignment]
-    """Lists the models that a node serves now, as OpenAI's `GET /v1/models` does."""
-    GetOpenAIModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetOpenAIModelRequest, _model_service_pb2.OpenAIModel]  # type: ignore[assignment]
-    """Returns one model as OpenAI's `GET /v1/models/{model}` does, also one that no node serves now
-    and that `ListOpenAIModels` so leaves out. Fails with NOT_FOUND (`MODEL_NOT_FOUND`).
-    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Reads the catalogue of models, in the mesh's own form and in OpenAI's."""
+    """Reads the catalogue of models. OpenAI's form of it is `routing.v1.OpenAIModelService`'s."""
 
     @_abc_1.abstractmethod
     def ListModels(
@@ -97,24 +85,6 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Deletes a model that no node serves any more. Fails with NOT_FOUND, and with
         FAILED_PRECONDITION while a node serves it.
-        """
-
-    @_abc_1.abstractmethod
-    def ListOpenAIModels(
-        self,
-        request: _model_service_pb2.ListOpenAIModelsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_model_service_pb2.ListOpenAIModelsResponse, _abc.Awaitable[_model_service_pb2.ListOpenAIModelsResponse]]:
-        """Lists the models that a node serves now, as OpenAI's `GET /v1/models` does."""
-
-    @_abc_1.abstractmethod
-    def GetOpenAIModel(
-        self,
-        request: _model_service_pb2.GetOpenAIModelRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_model_service_pb2.OpenAIModel, _abc.Awaitable[_model_service_pb2.OpenAIModel]]:
-        """Returns one model as OpenAI's `GET /v1/models/{model}` does, also one that no node serves now
-        and that `ListOpenAIModels` so leaves out. Fails with NOT_FOUND (`MODEL_NOT_FOUND`).
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,1 @@
+"""Anthropic's Messages API, put to engines as OpenAI's chats."""

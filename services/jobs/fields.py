@@ -1,0 +1,76 @@
+"""Reads single fields of a request; null is the same as nothing."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from services.jobs.errors import refuse
+
+_MAX_PAIRS = 16
+_MAX_KEY_CHARS = 64
+_MAX_VALUE_CHARS = 512
+
+
+def text(
+    said: Mapping[str, Any], name: str, max_chars: int | None = None, prefix: str = ""
+) -> str | None:
+    """Returns a text, or None. Raises `MeshError` (`INVALID_ARGUMENT`), as all of these do."""
+    value = said.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        refuse(prefix + name, "must be a text")
+    if max_chars is not None and len(value) > max_chars:
+        refuse(prefix + name, f"may have {max_chars} characters at most")
+    return value
+
+
+def boolean(said: Mapping[str, Any], name: str) -> bool | None:
+    """Returns true, false or None."""
+    value = said.get(name)
+    if value is not None and not isinstance(value, bool):
+        refuse(name, "must be true or false")
+    return value
+
+
+def integer(said: Mapping[str, Any], name: str, least: int, most: int | None = None) -> int | None:
+    """Returns a whole number within bounds, or None."""
+    value = said.get(name)
+    if value is None:
+        return None
+    if type(value) is not int or value < least or (most is not None and value > most):
+        bound = f"{least} to {most}" if most is not None else f"{least} or more"
+        refuse(name, f"must be a whole number, {bound}")
+    return value
+
+
+def number(said: Mapping[str, Any], name: str, least: float, most: float) -> float | None:
+    """Returns a number within bounds, or None."""
+    value = said.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        refuse(name, f"must be a number from {least} to {most}")
+    return value
+
+
+def mapping(said: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Returns an object; empty for None."""
+    value = said.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        refuse(name, "must be an object")
+    return value
+
+
+def metadata(said: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the pairs that a caller wants to find again."""
+    pairs = mapping(said, "metadata")
+    if len(pairs) > _MAX_PAIRS:
+        refuse("metadata", f"may have {_MAX_PAIRS} pairs at most")
+    for key, value in pairs.items():
+        if len(key) > _MAX_KEY_CHARS:
+            refuse("metadata", f"its keys may have {_MAX_KEY_CHARS} characters at most")
+        if not isinstance(value, str) or len(value) > _MAX_VALUE_CHARS:
+            refuse(f"metadata.{key}", f"must be a text of at most {_MAX_VALUE_CHARS} characters")
+    return pairs

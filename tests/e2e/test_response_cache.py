@@ -1,0 +1,91 @@
+"""Answers that are given again, over three nodes behind the real front door."""
+
+import json
+import time
+
+import anthropic
+import httpx
+import pytest
+
+from e2e.fleet import Fleet
+from e2e.mesh import Mesh
+
+MODEL = "repeating"
+NODES = 3
+PROMPTS = 30
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nodes(fleet: Fleet) -> None:
+    urls = fleet.engines(NODES, MODEL, "--decode-rate", "200")
+    fleet.join({f"repeating-{i}": ("--url", url) for i, url in enumerate(urls)})
+
+
+def ask(http: httpx.Client, text: str, **fields: object) -> httpx.Response:
+    messages = [{"role": "user", "content": text}]
+    body = {"model": MODEL, "messages": messages, "max_tokens": 20, "enable_caching": True}
+    return http.post("/v1/chat/completions", json={**body, **fields}).raise_for_status()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_asked_before_is_answered_at_once(mesh: Mesh, stream: bool) -> None:
+    with mesh.http() as http:
+        first = [ask(http, f"Short question {i}?", stream=stream) for i in range(PROMPTS)]
+        began = time.monotonic()
+        again = [ask(http, f"Short question {i}?", stream=stream) for i in range(PROMPTS)]
+        took_s = (time.monotonic() - began) / PROMPTS
+    assert {each.headers["x-mesh-cache"] for each in first} == {"miss"}
+    hits = [each.headers["x-mesh-cache"] for each in again].count("hit")
+    nodes = {each.headers["x-mesh-node"] for each in first}
+    print(f"stream={stream}: {hits} of {PROMPTS} hits over {nodes}, {1000 * took_s:.1f} ms each")
+    # Routing brings even short questions back to where they were answered.
+    assert hits >= 0.9 * PROMPTS
+    assert len(nodes) > 1
+    for before, after in zip(first, again, strict=True):
+        if after.headers["x-mesh-cache"] == "hit":
+            assert after.content == before.content
+            assert after.headers["content-type"] == before.headers["content-type"]
+            assert after.headers["x-mesh-node"] == before.headers["x-mesh-node"]
+
+
+def test_a_hit_is_in_the_ledger(mesh: Mesh) -> None:
+    with mesh.http() as http:
+        made, given = (ask(http, "And what of the ledger?") for _ in range(2))
+        assert given.headers["x-mesh-cache"] == "hit"
+
+        def event(answer: httpx.Response) -> dict[str, object]:
+            params = {"request_id": answer.headers["x-request-id"]}
+            return mesh.wait(
+                "the ledger",
+                lambda: http.get("/mesh/v1/usage/events", params=params).json()["events"],
+            )[0]
+
+        usage = made.json()["usage"]
+        assert event(made)["completion_tokens"] == usage["completion_tokens"] == 20
+        hit = event(given)
+        assert hit["outcome"] == "OUTCOME_OK"
+        assert hit["completion_tokens"] == 0
+        assert hit["prompt_tokens"] == hit["cached_tokens"] == usage["prompt_tokens"]
+
+
+def test_who_does_not_ask_gets_a_new_answer(mesh: Mesh) -> None:
+    with mesh.http() as http:
+        for fields in ({"enable_caching": False}, {"enable_caching": None}, {"temperature": 0}):
+            fields = {"enable_caching": None, **fields}
+            for _ in range(2):
+                assert "x-mesh-cache" not in ask(http, "Again?", **fields).headers
+
+
+def test_anthropics_dialect_too(mesh: Mesh) -> None:
+    with anthropic.Anthropic(base_url=mesh.url, api_key=mesh.admin_key, max_retries=0) as client:
+        said = []
+        for _ in range(2):
+            raw = client.messages.with_raw_response.create(
+                model=MODEL,
+                max_tokens=20,
+                messages=[{"role": "user", "content": "In your own words?"}],
+                extra_body={"enable_caching": True},
+            )
+            said.append((raw.headers["x-mesh-cache"], json.dumps(raw.parse().to_dict()["content"])))
+    assert [each[0] for each in said] == ["miss", "hit"]
+    assert said[0][1] == said[1][1]
