@@ -77,7 +77,7 @@ test-clients: .venv/.installed-clients node_modules/.installed ## Runs every exa
 	$(BIN)/pytest tests/e2e/test_clients_docs.py
 
 .PHONY: test-openapi
-test-openapi: .venv/.installed-clients ## Calls a mesh of its own with 20,000 cases generated from /openapi.json; half an hour.
+test-openapi: .venv/.installed-clients ## Calls a mesh of its own with 20,000 cases generated from /openapi.json; ten minutes.
 	OPENAPI_CASES=20000 $(BIN)/pytest tests/e2e/test_openapi_cases.py -s --timeout 3600
 
 .PHONY: test-security

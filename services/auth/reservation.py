@@ -21,7 +21,7 @@ _REST_PROMPTS = "prompts"
 
 # Filled by `grpc_field_extraction`: a list with one text for each field path.
 _GRPC_NAMESPACE = "envoy.filters.http.grpc_field_extraction"
-_GRPC_MAX = ("max_tokens", "max_completion_tokens")
+_GRPC_MAX: tuple[str, ...] = ("max_tokens", "max_completion_tokens")
 _GRPC_MAX += tuple(f"chat.{name}" for name in _GRPC_MAX)
 _GRPC_COUNT = ("n", "chat.n")
 

@@ -303,7 +303,8 @@ async def test_reflection_describes_the_whole_mesh(replica: Replica) -> None:
 
     names, described = await asyncio.to_thread(read)
     packages = {name.split(".")[1] for name in names if name.startswith("infermesh.")}
-    assert packages == {"auth", "embeddings", "inference", "metrics", "registry", "routing"}
+    platform = {"auth", "metrics", "registry", "routing"}
+    assert packages == platform | {"embeddings", "inference", "jobs"}
     assert described == ["RoutingService"]
 
 

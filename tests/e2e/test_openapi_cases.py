@@ -16,9 +16,9 @@ from e2e.fleet import Fleet
 from e2e.mesh import REPOSITORY, Mesh
 
 ST = REPOSITORY / ".venv" / "clients" / "bin" / "st"
-CASES = int(os.environ.get("OPENAPI_CASES", "6500"))
+CASES = int(os.environ.get("OPENAPI_CASES", "5000"))
 # Those that go through the bounds of each schema one by one; the rest is drawn at random.
-SYSTEMATIC = 6000
+SYSTEMATIC = 4500
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,"
     "response_headers_conformance,response_schema_conformance"
@@ -69,4 +69,4 @@ def test_generated_cases(mesh: Mesh, fleet: Fleet, tmp_path) -> None:
     ran = re.search(r"(\d+) generated", done.stdout)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
     assert ran is not None
-    assert int(ran[1]) >= CASES * 0.9
+    assert int(ran[1]) >= CASES

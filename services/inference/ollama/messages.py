@@ -1,7 +1,6 @@
 """Makes OpenAI's messages of Ollama's."""
 
 import base64
-import binascii
 from typing import Any
 
 import orjson
@@ -135,7 +134,7 @@ def _data_url(image: object, where: str) -> str:
         return image
     try:
         start = base64.b64decode(image[:_SNIFFED_CHARS], validate=True)
-    except binascii.Error:
+    except ValueError:  # no base64, or not even ASCII
         raise errors.invalid(where, "must be a picture in base64") from None
     for beginning, kind in _KINDS:
         if start.startswith(beginning):
