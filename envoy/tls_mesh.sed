@@ -34,4 +34,4 @@ s|^\( *\)# TLS: to \(.*\)$|\1transport_socket:\
 \1        validation_context_sds_secret_config: {name: authority, sds_config: {path_config_source: {path: "${SDS_DIR}/authority.yaml"}, resource_api_version: V3}}|
 
 s|exact: "spiffe://infermesh/node/\*"|prefix: "spiffe://infermesh/node/"|
-s|exact: "spiffe://infermesh/service/\*"|prefix: "spiffe://infermesh/service/"|
+s#exact: "\(spiffe://infermesh/service/(.*)\)"#safe_regex: {regex: "\1"}#

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from lupa import luajit21
+from lupa.luajit21 import lua_type
 
 _FOLDER = Path(__file__).parents[1] / "envoy"
 _HANDLE = b"""
-function(path, kind, body, set, encode)
+function(path, kind, body)
+  local found = {}
   local waits = 0
   -- What Envoy handed out before the script waited is dead after.
   local function alive(object)
@@ -18,7 +20,9 @@ function(path, kind, body, set, encode)
       return object[name]
     end})
   end
-  local metadata = {set = function(_, namespace, key, value) set(namespace, key, value) end}
+  local metadata = {set = function(_, namespace, key, value)
+    found[#found + 1] = {namespace, key, value}
+  end}
   local said = {[":path"] = path, [":method"] = "POST", ["content-type"] = kind}
   local headers = {
     get = function(_, name) return said[name] end,
@@ -34,11 +38,11 @@ function(path, kind, body, set, encode)
       waits = waits + 1
       return alive(buffer)
     end,
-    base64Escape = function(_, text) return encode(text) end,
+    base64Escape = function(_, text) return {text} end, -- Python does that after
     streamInfo = function()
       return {dynamicMetadata = function() return alive(metadata) end}
     end,
-  }
+  }, found
 end
 """
 _runtimes: dict[str, Any] = {}
@@ -57,11 +61,11 @@ def metadata_of(script: str, body: bytes, path: bytes, kind: bytes | None = None
     if lua is None:
         lua = _runtimes[script] = luajit21.LuaRuntime(encoding=None)
         lua.execute((_FOLDER / script).read_bytes())
-    found: dict[str, Any] = {}
-
-    def note(namespace: bytes, key: bytes, value: Any) -> None:
-        found[key.decode()] = value
-
-    handle = lua.eval(_HANDLE)(path, kind, body, note, base64.b64encode)
+    handle, said = lua.eval(_HANDLE)(path, kind, body)
     lua.globals()[b"envoy_on_request"](handle)
-    return found
+    return {entry[2].decode(): _plain(entry[3]) for entry in said.values()}
+
+
+def _plain(value: Any) -> Any:
+    is_escaped = lua_type(value) == "table"
+    return base64.b64encode(value[1]) if is_escaped else value

@@ -113,7 +113,9 @@ def test_every_listener_speaks_tls(certs: Certs, tmp_path: Path) -> None:
     assert config["disable_stateless_session_resumption"] is True
     context = config["common_tls_context"]["combined_validation_context"]
     (san,) = context["default_validation_context"]["match_typed_subject_alt_names"]
-    assert san["matcher"] == {"prefix": "spiffe://infermesh/service/"}
+    assert san["matcher"] == {
+        "safe_regex": {"regex": "spiffe://infermesh/service/(embeddings|jobs)"}
+    }
 
 
 def test_nothing_but_tls_changes(certs: Certs, tmp_path: Path) -> None:
