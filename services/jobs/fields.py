@@ -1,13 +1,30 @@
-"""Reads single fields of a request; null is the same as nothing."""
+"""Reads requests and their single fields; null is the same as nothing."""
 
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
+from infermesh.errors.v1 import errors_pb2
 from services.jobs.errors import refuse
+from services.kit.errors import MeshError
 
 _MAX_PAIRS = 16
 _MAX_KEY_CHARS = 64
 _MAX_VALUE_CHARS = 512
+
+
+def body(data: bytes) -> dict[str, Any]:
+    """Returns the JSON object that a body is. Raises `MeshError` (`INVALID_JSON`)."""
+    try:
+        said = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise MeshError(
+            errors_pb2.ERROR_REASON_INVALID_JSON, f"The body is not valid JSON: {error}"
+        ) from None
+    if not isinstance(said, dict):
+        raise MeshError(errors_pb2.ERROR_REASON_INVALID_JSON, "The body is not a JSON object.")
+    return said
 
 
 def text(

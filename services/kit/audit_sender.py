@@ -9,7 +9,6 @@ passes over an event that it has: so each is in the chain once, whoever is kille
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from services.kit.audit_events import OutcomeRecorder
 from services.kit.audit_settings import AuditedSettings
 from services.kit.audit_spool import Send, open_spool
 from services.kit.channels import open_channel
+from services.kit.rejected import set_aside
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,6 @@ Call = Callable[[Sequence[pb.AuditEvent]], Awaitable[object]]
 """Sends events; raises an `AioRpcError` where that fails."""
 
 _SEND_TIMEOUT_S = 10.0
-_MAX_REJECTED_BYTES = 4 * 1024 * 1024
 
 
 @contextlib.asynccontextmanager
@@ -137,18 +136,6 @@ def delivering(call: Call, directory: Path) -> Send:
                 "auth refuses an audit event; it is set aside",
                 extra={"event_id": events[0].event_id, "error": error.details()},
             )
-            await asyncio.to_thread(_set_aside, directory, events[0])
+            await asyncio.to_thread(set_aside, directory, str(events[0]))
 
     return send
-
-
-def _set_aside(directory: Path, event: pb.AuditEvent) -> None:
-    """Keeps an event for people to look at, in at most two files of 4 MiB."""
-    path = directory / "rejected"
-    if path.exists() and path.stat().st_size >= _MAX_REJECTED_BYTES:
-        path.replace(path.with_suffix(".old"))
-    file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        os.write(file, str(event).encode() + b"\n")
-    finally:
-        os.close(file)

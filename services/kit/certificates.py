@@ -4,6 +4,7 @@ A leaf is good for a day and says whom it is for twice, as a SPIFFE id and as a 
 `services.kit.tls`). The form is RFC 5280's; keys are on the curve P-256.
 """
 
+import contextlib
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -243,10 +244,8 @@ def _subject(name: str) -> x509.Name:
 
 
 def _host(host: str) -> x509.GeneralName:
-    try:
+    with contextlib.suppress(ValueError):  # it is a name
         return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        pass
     try:
         encoded = host.encode("idna").decode()
         if not encoded.replace("-", "").replace(".", "").replace("*", "").isalnum():

@@ -12,7 +12,6 @@ be sent.
 import asyncio
 import contextlib
 import logging
-import os
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Protocol
 import grpc
 
 from infermesh.metrics.v1 import usage_service_pb2
+from services.kit.rejected import set_aside
 from services.kit.usage_log import Kind, Position, UsageLog
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ _SEND_TIMEOUT_S = 10.0
 _FIRST_BACKOFF_S = 0.2
 _MAX_BACKOFF_S = 2.0
 _LAST_TRY_S = 2.0
-_MAX_REJECTED_BYTES = 4 * 1024 * 1024
 
 _POSITION = struct.Struct("<QQ")
 _Key = tuple[str, int]
@@ -242,18 +241,7 @@ class UsageSpool:
             "the ledger refuses a usage event; it is set aside",
             extra={"event_request_id": event.request_id, "error": error.details()},
         )
-        self._set_aside(event)
-
-    def _set_aside(self, event: usage_service_pb2.UsageEvent) -> None:
-        """Keeps the event for people to look at, in at most two files of 4 MiB."""
-        path = self._directory / "rejected"
-        if path.exists() and path.stat().st_size >= _MAX_REJECTED_BYTES:
-            path.replace(path.with_suffix(".old"))
-        file = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(file, str(event).encode() + b"\n")
-        finally:
-            os.close(file)
+        set_aside(self._directory, str(event))
 
 
 def _key(payload: bytes) -> _Key:

@@ -5,10 +5,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from infermesh.errors.v1 import errors_pb2
 from services.jobs import fields as check
 from services.jobs.errors import refuse, unsupported
-from services.kit.errors import MeshError
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
@@ -39,14 +37,7 @@ def parse(body: bytes) -> BatchRequest:
     Raises:
         MeshError: `INVALID_JSON`; `INVALID_ARGUMENT` or `UNSUPPORTED` with the field at fault.
     """
-    try:
-        said = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise MeshError(
-            errors_pb2.ERROR_REASON_INVALID_JSON, f"The body is not valid JSON: {error}"
-        ) from None
-    if not isinstance(said, dict):
-        refuse(None, "The body must be a JSON object.")
+    said = check.body(body)
     file_id = check.text(said, "input_file_id", _MAX_ID_CHARS)
     if not file_id:
         refuse("input_file_id", "must be the id of a file")

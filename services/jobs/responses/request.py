@@ -8,14 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
-from infermesh.errors.v1 import errors_pb2
 from services.jobs import fields as check
 from services.jobs.errors import refuse, unsupported
 from services.jobs.responses import formats, tools
 from services.jobs.responses.items import Item, read
-from services.kit.errors import MeshError
 
 _MAX_ID_CHARS = 64
 _MAX_USER_CHARS = 512
@@ -93,14 +89,7 @@ def parse(body: bytes) -> ResponseRequest:
     Raises:
         MeshError: `INVALID_JSON`; `INVALID_ARGUMENT` or `UNSUPPORTED` with the field at fault.
     """
-    try:
-        said = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise MeshError(
-            errors_pb2.ERROR_REASON_INVALID_JSON, f"The body is not valid JSON: {error}"
-        ) from None
-    if not isinstance(said, dict):
-        refuse(None, "The body must be a JSON object.")
+    said = check.body(body)
     _refuse_fields(said)
     model = check.text(said, "model", 200)
     if not model:

@@ -116,8 +116,8 @@ class GrpcServer(grpc.aio.Server):
         return port
 
     def add_secure_port(self, address: str, server_credentials: grpc.ServerCredentials) -> int:
-        """Raises `NotImplementedError`: see `add_tls_port`."""
-        raise NotImplementedError
+        """Raises `UsageError`: TLS comes by `add_tls_port`, which renews certificates."""
+        raise grpc.aio.UsageError("TLS comes by add_tls_port.")
 
     async def start(self) -> None:
         """Takes calls from now on.

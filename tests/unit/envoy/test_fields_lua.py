@@ -94,6 +94,12 @@ def test_the_last_of_two_counts_as_at_the_node() -> None:
     assert told(body) == {"model": b"b", "stream": False}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_names_count_however_they_are_written(name: str) -> None:
+    escaped = "".join(f"\\u{ord(character):04x}" for character in name)
+    assert told(f'{{"{escaped}":7}}'.encode())[name] == 7
+
+
 def test_bodies_that_are_not_declared_as_json_are_not_read() -> None:
     body = b'{"model":"a"}'
     assert told(body, b"text/plain") == {"body": b"invalid", "stream": b"false"}
