@@ -58,6 +58,11 @@ SHORT_CHAOS := tests/chaos/test_nodes.py::test_killed tests/chaos/test_nodes.py:
 test: .venv/.installed-dev node_modules/.installed ## Runs all tests, the whole stack included.
 	$(BIN)/pytest tests/unit tests/contract tests/e2e tests/security $(SHORT_CHAOS)
 
+PROPERTIES := $$(grep -lrE --include='*.py' '^@given' tests/unit tests/contract)
+.PHONY: test-properties
+test-properties: .venv/.installed-dev ## Looks for examples that break a property, other ones each time; run it often.
+	$(BIN)/pytest --hypothesis-profile=search $(PROPERTIES)
+
 .venv/.installed-peers: tests/bench/peers/requirements.lock tests/bench/peers/package-lock.json .venv/.installed-dev
 	@echo "Installing the mesh's peers into .venv/peers …"
 	@test -x .venv/peers/python/bin/python || $(PYTHON) -m venv .venv/peers/python

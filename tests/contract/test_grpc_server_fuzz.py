@@ -59,8 +59,6 @@ def _frames() -> st.SearchStrategy[bytes]:
 @settings(
     max_examples=250,
     deadline=None,
-    derandomize=True,
-    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(_frames(), min_size=1, max_size=20), st.booleans(), st.integers(0, 2**16))
@@ -76,7 +74,7 @@ def test_frames_of_all_kinds(server: Running, frames: list[bytes], is_cut: bool,
     assert not server.faults
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=400), st.booleans())
 def test_bytes_of_all_kinds(server: Running, data: bytes, greets: bool) -> None:
     with Peer(server.port, greet=greets) as peer, contextlib.suppress(ConnectionError):

@@ -1,6 +1,7 @@
 """Free JSON in typed messages."""
 
 from collections.abc import Mapping
+from math import copysign
 from typing import Any
 
 from google.protobuf import struct_pb2
@@ -51,9 +52,10 @@ def _plain_value(value: struct_pb2.Value) -> Any:
     if kind == "list_value":
         return [_plain_value(item) for item in value.list_value.values]
     if kind == "number_value":
-        # Engines take counts as ints.
+        # Engines take counts as ints; no int is minus zero.
         number = value.number_value
-        return int(number) if number.is_integer() and abs(number) < _MAX_WHOLE else number
+        is_count = number.is_integer() and abs(number) < _MAX_WHOLE
+        return int(number) if is_count and (number or copysign(1, number) > 0) else number
     if kind in (None, "null_value"):
         return None
     return getattr(value, kind)

@@ -160,6 +160,11 @@ def test_structs(data: dict[str, Any]) -> None:
     assert plain(struct(data)) == data
 
 
+def test_minus_zero_stays() -> None:
+    assert orjson.dumps(plain(struct({"x": -0.0}))) == b'{"x":-0.0}'
+    assert orjson.dumps(plain(struct({"x": 0.0}))) == b'{"x":0}'
+
+
 def _without_models(fields: dict[str, Any]) -> dict[str, Any]:
     """The rules of the proto, which stand before, allow no empty names."""
     return {name: value for name, value in fields.items() if name != "fallback_models"}

@@ -74,7 +74,7 @@ def test_a_large_block_goes_out_in_frames_that_peers_take() -> None:
     assert heads == [(1, 1, 7), (9, 0, 7), (9, 0, 7), (9, 4, 7)]
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500, deadline=None)
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=5))
 def test_any_block_is_read_or_breaks_the_protocol(blocks: list[bytes]) -> None:
     decoder = wire.HeaderDecoder(1000)
