@@ -1,6 +1,14 @@
 """What tests of several kinds share."""
 
 import socket
+import tempfile
+
+_STATE = tempfile.TemporaryDirectory(prefix="infermesh-tests-", ignore_cleanup_errors=True)
+
+
+def state_dir() -> str:
+    """Returns a new empty folder, gone with the test run."""
+    return tempfile.mkdtemp(dir=_STATE.name)
 
 
 def free_port() -> int:

@@ -1,7 +1,6 @@
 """The auth service over gRPC, on a real PostgreSQL, with one replica, two, and a cut line."""
 
 import asyncio
-import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
+import support
 from infermesh.access.v1 import access_pb2
 from infermesh.auth.v1 import key_service_pb2, key_service_pb2_grpc
 from services.auth.app import make_app
@@ -56,7 +56,7 @@ class Replica:
 def settings(database_url: str, **fields: str) -> AuthSettings:
     values = {"database_url": database_url, "key_hash_secret": "s" * 32, "drain_s": 0.2}
     values |= {"bootstrap_admin_key": ADMIN_KEY, "bootstrap_node_key": NODE_KEY}
-    values |= {"state_dir": tempfile.mkdtemp(prefix="infermesh-auth-")}
+    values |= {"state_dir": support.state_dir()}
     return AuthSettings.model_validate(values | fields)
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ import pytest
 from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
 
 import oidc_issuer
+import support
 from infermesh.auth.v1 import tenant_service_pb2, tenant_service_pb2_grpc
 from oidc_issuer import IssuerProcess
 from services.auth.app import make_app
@@ -77,7 +77,7 @@ async def running(postgres_url: str, issuer: IssuerProcess) -> AsyncIterator[Rep
             "database_url": postgres_url,
             "key_hash_secret": "s" * 32,
             "drain_s": 0.2,
-            "state_dir": tempfile.mkdtemp(prefix="infermesh-auth-"),
+            "state_dir": support.state_dir(),
             "oidc_issuers": json.dumps([said]),
         }
     )

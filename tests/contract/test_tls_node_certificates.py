@@ -1,6 +1,5 @@
 """Certificates for nodes: auth signs for the node that a token was redeemed for, and no other."""
 
-import tempfile
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+import support
 from infermesh.auth.v1 import (
     certificate_service_pb2,
     certificate_service_pb2_grpc,
@@ -72,7 +72,7 @@ async def world(postgres_url: str, tmp_path: Path) -> AsyncIterator[World]:
         database_url=postgres_url,
         key_hash_secret="s" * 32,
         drain_s=0.2,
-        state_dir=tempfile.mkdtemp(prefix="infermesh-auth-"),
+        state_dir=support.state_dir(),
         bootstrap_node_key="im-" + "n" * 43,
         ca_dir=tmp_path / "ca",
     )
