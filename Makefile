@@ -90,8 +90,16 @@ test-security: .venv/.installed-dev ## Attacks a mesh of its own in ten ways, at
 	SECURITY_ROUNDS=1000 $(BIN)/pytest tests/security --timeout 300
 
 .PHONY: bench
-bench: .venv/.installed-peers ## Measures the mesh beside its peers, in one run (needs wrk); half an hour.
-	$(BIN)/python tests/bench/bench.py --peers .venv/peers
+bench: .venv/.installed-peers ## Measures the mesh beside its peers, in one run (needs wrk); 35 minutes.
+	$(BIN)/python tests/bench/bench.py --peers .venv/peers --document docs/performance.md
+
+.PHONY: bench-check
+bench-check: .venv/.installed-dev ## Fails where a request costs more CPU than its budget (needs wrk); a minute or two. RECORD=1 records it.
+	$(BIN)/python tests/bench/bench_check.py $(if $(RECORD),--record)
+
+.PHONY: profile
+profile: .venv/.installed-dev ## Draws flame graphs of each service under load (needs wrk; perf for Envoy); three minutes.
+	$(BIN)/python tests/bench/bench_profile.py
 
 .PHONY: bench-routing
 bench-routing: .venv/.installed-dev ## Compares routing policies where prompts share prefixes; half an hour.
@@ -105,6 +113,10 @@ bench-decisions: .venv/.installed-dev ## Measures what one routing decision cost
 bench-auth: .venv/.installed-dev ## Measures what 100,000 keys cost auth; a minute.
 	$(BIN)/python tests/bench/auth_keys.py
 
+.PHONY: bench-envoy
+bench-envoy: .venv/.installed-dev ## Measures what the parts of Envoy's configuration cost (needs wrk); two minutes.
+	$(BIN)/python tests/bench/envoy_parts.py
+
 .PHONY: bench-grpc
 bench-grpc: .venv/.installed-dev ## Measures what a call costs our gRPC server and grpc.aio's; half a minute.
 	$(BIN)/python tests/bench/grpc_server.py
@@ -114,8 +126,12 @@ bench-limits: .venv/.installed-dev ## Shows that limits are exact over three rep
 	$(BIN)/python tests/bench/limits.py
 
 .PHONY: bench-cancellation
-bench-cancellation: .venv/.installed-dev ## Measures how soon the engine stops when callers leave; two minutes.
+bench-cancellation: .venv/.installed-dev ## Measures how soon the engine stops when callers leave; four minutes.
 	$(BIN)/python tests/bench/cancellation.py
+
+.PHONY: bench-streams
+bench-streams: .venv/.installed-dev ## Measures the time that the mesh adds to 100 streams at once; six minutes.
+	$(BIN)/python tests/bench/added_latency.py
 
 .PHONY: bench-tls
 bench-tls: .venv/.installed-dev ## Compares a mesh with TLS to one without (needs wrk); three minutes.

@@ -4,6 +4,7 @@ import typer
 
 from services.cli.commands import (
     audit,
+    bench,
     certs,
     chat,
     keys,
@@ -34,6 +35,7 @@ app.command("up")(up.up)
 app.command("status")(status.status)
 app.command("chat")(chat.chat)
 app.command("node")(node.node)
+app.command("bench")(bench.bench)
 app.command("usage")(usage.usage)
 app.add_typer(audit.app, name="audit")
 app.add_typer(certs.app, name="certs")

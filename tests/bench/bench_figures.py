@@ -1,20 +1,16 @@
 """The figures of `make bench` for people: tables in the terminal and in Markdown, JSON, a plot."""
 
+import dataclasses
 import json
 import math
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 Figures = dict[str, float]
-Result = dict[str, dict[str, Figures]]
-"""By workload, then by target."""
-
-SLOW = "20 streams a second, 20 tokens each"
-MANY = "500 streams at 20 tokens/s"
-_ALONE = "engine alone"
+OWN, ALONE = "infermesh", "engine alone"
+BEGIN, END = "<!-- make bench: what follows is written by it -->", "<!-- make bench: end -->"
 
 
 def percentiles(name: str, values: Sequence[float]) -> Figures:
@@ -28,31 +24,153 @@ def percentiles(name: str, values: Sequence[float]) -> Figures:
     }
 
 
+@dataclass
+class Run:
+    """What one run has measured so far.
+
+    Attributes:
+        machine: Where, when and how.
+        samples: Figures of each round, by workload and then by target.
+        missing: Why a target was not measured, by its name.
+    """
+
+    machine: Mapping[str, object]
+    samples: dict[str, dict[str, list[Figures]]] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def add(self, workload: str, target: str, figures: Figures) -> None:
+        """Keeps a round's figures."""
+        self.samples.setdefault(workload, {}).setdefault(target, []).append(figures)
+
+    def medians(self) -> dict[tuple[str, str], Figures]:
+        """Returns the medians over the rounds; of failures the sum, of memory the most."""
+        return {
+            (workload, target): _combined(taken)
+            for workload, targets in self.samples.items()
+            for target, taken in targets.items()
+        }
+
+    def of(self, workload: str) -> dict[str, Figures]:
+        """Returns the medians of one workload, by target."""
+        return {name: _combined(taken) for name, taken in self.samples[workload].items()}
+
+
+def _combined(taken: Sequence[Figures]) -> Figures:
+    figures = {}
+    for name in dict.fromkeys(name for each in taken for name in each):
+        values = [each[name] for each in taken if name in each]
+        if name in ("failed", "died", "down"):
+            figures[name] = sum(values)
+        elif name == "memory_mib" or name.startswith("mib "):
+            figures[name] = max(values)
+        else:
+            figures[name] = statistics.median(values)
+    return figures
+
+
 def short(figures: Figures) -> str:
     """Returns the figures in a line, less those of single processes."""
-    shown = {k: v for k, v in figures.items() if not k.startswith("cpu_ms ")}
+    shown = {k: v for k, v in figures.items() if " " not in k}
     return "  ".join(f"{name} {value:.3g}" for name, value in shown.items())
 
 
-def write(result: Result, machine: Mapping[str, object], output: Path) -> None:
-    """Prints the tables; writes JSON, Markdown and a plot."""
+def save(run: Run, output: Path) -> None:
+    """Writes the samples; what was there is whole until the new is."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps({"machine": machine, "result": result}, indent=2) + "\n")
+    new = output.with_suffix(".new")
+    new.write_text(json.dumps(dataclasses.asdict(run), indent=1) + "\n")
+    new.rename(output)
+
+
+def show(run: Run, output: Path) -> None:
+    """Prints the tables, and writes them and a plot beside the samples."""
+    from bench_plot import draw
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(width=150)
-    pages = []
-    for workload, targets in result.items():
-        header, rows = _table(targets)
+    for workload in run.samples:
+        header, rows = _table(run.of(workload))
         table = Table(title=workload)
         for index, name in enumerate(header):
             table.add_column(name, justify="right" if index else "left")
         for row in rows:
-            table.add_row(*row)
+            is_own = row[0] == OWN
+            table.add_row(*row, style="bold" if is_own else "")
         console.print(table)
-        lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-        pages.append(f"**{workload}**\n\n" + "\n".join(f"| {' | '.join(each)} |" for each in lines))
-    output.with_suffix(".md").write_text("\n\n".join(pages) + "\n")
-    _draw(result, output.with_suffix(".svg"))
+    for note in _notes(run):
+        console.print(note)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".md").write_text(markdown(run))
+    draw({workload: run.of(workload) for workload in run.samples}, output.with_suffix(".svg"))
     print(f"written to {output}, {output.with_suffix('.md')} and {output.with_suffix('.svg')}")
+
+
+def markdown(run: Run) -> str:
+    """Returns the tables with what they were made by."""
+    machine = run.machine
+    pages = [
+        f"Medians of {machine['rounds']} interleaved rounds, loads of {machine['seconds']} s, "
+        f"{machine['cores']} cores, {machine['day']}; load average before: "
+        f"{machine['load before']}. *Added* is over the engine alone; CPU-ms are of all processes "
+        "of a target for each answer, most MiB their memory at its highest, failures those of all "
+        "rounds."
+    ]
+    for workload in run.samples:
+        header, rows = _table(run.of(workload))
+        marked = [[f"**{row[0]}**" if row[0] == OWN else row[0], *row[1:]] for row in rows]
+        lines = [header, ["---"] + ["---:"] * (len(header) - 1), *marked]
+        pages.append(f"**{workload}**\n\n" + _lines(lines))
+    if parts := _parts(run):
+        pages.append("**CPU-ms of each of the mesh's processes for an answer**\n\n" + parts)
+    pages += _notes(run)
+    return "\n\n".join(pages) + "\n"
+
+
+def document(run: Run, path: Path) -> None:
+    """Rewrites the marked block of a Markdown file.
+
+    Raises:
+        ValueError: It has no such block.
+    """
+    text = path.read_text()
+    begin, end = text.index(BEGIN), text.index(END)
+    path.write_text(f"{text[:begin]}{BEGIN}\n\n{markdown(run)}\n{text[end:]}")
+
+
+def _lines(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(each)} |" for each in lines)
+
+
+def _parts(run: Run) -> str:
+    """Returns a table of the mesh's processes; those that nothing goes through are left out."""
+    found = {w: run.of(w).get(OWN, {}) for w in run.samples}
+    names = list(dict.fromkeys(k for each in found.values() for k in each if k[:7] == "cpu_ms "))
+    names = [each for each in names if any(f.get(each, 0) >= 0.005 for f in found.values())]
+    if not names:
+        return ""
+    header = ["", *(each.removeprefix("cpu_ms ") for each in names), "all"]
+    rows = [
+        [
+            workload,
+            *(f"{figures[each]:.2f}" if each in figures else "–" for each in [*names, "cpu_ms"]),
+        ]
+        for workload, figures in found.items()
+        if "cpu_ms" in figures
+    ]
+    return _lines([header, ["---"] + ["---:"] * (len(header) - 1), *rows])
+
+
+def _notes(run: Run) -> list[str]:
+    said = [f"{name} was not measured: {why}" for name, why in run.missing.items()]
+    for (workload, target), figures in run.medians().items():
+        if died := figures.get("died"):
+            said.append(
+                f"{target} died in {died:.0f} rounds of “{workload}” and was started again."
+            )
+        if down := figures.get("down"):
+            said.append(f"{target} was down in {down:.0f} rounds of “{workload}”.")
+    return said
 
 
 def _table(targets: Mapping[str, Figures]) -> tuple[list[str], list[list[str]]]:
@@ -63,58 +181,23 @@ def _table(targets: Mapping[str, Figures]) -> tuple[list[str], list[list[str]]]:
         header = ["", "first p50 ms", "first p99 ms", "chunk p50 ms", "chunk p99 ms"]
         header += ["added first p50", "added first p99", "added chunk p99"]
     header += ["CPU-ms", "most MiB", "failed"]
-    mesh, alone = targets.get("infermesh", {}), targets.get(_ALONE, {})
+    mesh, alone = targets.get(OWN, {}), targets.get(ALONE, {})
     rows = []
     for name, figures in targets.items():
 
         def at(key: str, digits: int = 2, of: Figures = figures) -> str:
             return f"{of[key]:,.{digits}f}" if key in of else "–"
 
-        def added(key: str, of: Figures = figures) -> str:
-            return f"{of[key] - alone[key]:.2f}" if key in of and key in alone else "–"
+        def added(key: str, of: Figures = figures, own: bool = name != ALONE) -> str:
+            return f"{of[key] - alone[key]:,.2f}" if own and key in of and key in alone else "–"
 
         if is_load:
-            share = figures.get("per_s", 0) / mesh["per_s"] if mesh.get("per_s") else math.nan
-            cells = [at("per_s", 0), f"{share:.2f}", at("p50_ms"), at("p99_ms")]
+            share = figures["per_s"] / mesh["per_s"] if figures.get("per_s") and mesh else math.nan
+            shown = "–" if math.isnan(share) else f"{share:.2f}"
+            cells = [at("per_s", 0), shown, at("p50_ms"), at("p99_ms")]
         else:
             cells = [at(f"{kind}_{p}_ms") for kind in ("first", "chunk") for p in ("p50", "p99")]
             cells += [added("first_p50_ms"), added("first_p99_ms"), added("chunk_p99_ms")]
-        own = name != _ALONE
-        cells += [
-            at("cpu_ms") if own else "–",
-            at("memory_mib", 0) if own else "–",
-            at("failed", 0),
-        ]
-        rows.append([f"**{name}**" if name == "infermesh" else name, *cells])
+        cells += [at("cpu_ms"), at("memory_mib", 0), at("failed", 0)]
+        rows.append([name, *cells])
     return header, rows
-
-
-def _draw(result: Result, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    panels = []
-    for workload, targets in result.items():
-        key = "per_s" if any("per_s" in each for each in targets.values()) else "chunk_p99_ms"
-        values = {name: each[key] for name, each in targets.items() if each.get(key)}
-        panels.append((workload, "per second" if key == "per_s" else "ms, p99 of a chunk", values))
-    columns = 2
-    lines = math.ceil(len(panels) / columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(11, 2.4 * lines), layout="constrained", squeeze=False
-    )
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
-    for axis, (workload, unit, values) in zip(axes.flat, panels, strict=False):
-        names = list(values)[::-1]
-        colors = ["#c0392b" if name == "infermesh" else "#8a9bb0" for name in names]
-        bars = axis.barh(names, [values[name] for name in names], color=colors)
-        axis.bar_label(bars, fmt="{:,.3g}", fontsize=8, padding=3)
-        axis.set_xscale("log")
-        axis.margins(x=0.15)
-        axis.set_title(f"{workload}: {unit}", fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)

@@ -2,17 +2,25 @@
 
 The engine (`--stamped`) writes when a chunk left it, on the machine's monotonic clock; what a chunk
 took until it is here is what stands between the engine and the caller.
+
+Run as a program, it reads from standard input what to ask and prints the figures: a process of its
+own, so that nothing else that the bench does delays what is measured.
 """
 
 import asyncio
+import gc
+import json
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 import httptools
 import orjson
+import uvloop
+from bench_figures import percentiles
 
 _STAMP = b'"content":" '
 
@@ -34,7 +42,14 @@ class Read:
     failed: int = 0
 
 
-class _Stream(asyncio.Protocol):
+class Stream(asyncio.Protocol):
+    """One stream, on a connection of its own.
+
+    Args:
+        request: What is asked.
+        read: Gets what is read.
+    """
+
     def __init__(self, request: bytes, read: Read) -> None:
         self._request = request
         self._read = read
@@ -77,6 +92,10 @@ class _Stream(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._finish(False)
 
+    def give_up(self) -> None:
+        """Counts the stream as failed, unless it is over."""
+        self._finish(False)
+
     def _finish(self, is_whole: bool) -> None:
         if self._is_over:
             return
@@ -99,26 +118,64 @@ def request(url: str, headers: Mapping[str, str], body: object) -> tuple[str, in
 
 
 async def read_streams(
-    url: str, headers: Mapping[str, str], body: object, *, count: int, per_second: float
+    urls: Sequence[str],
+    headers: Mapping[str, str],
+    body: object,
+    *,
+    count: int,
+    per_second: float,
+    limit_s: float,
 ) -> Read:
-    """Asks `count` times, `per_second` evenly spread, each on a connection of its own."""
-    host, port, sent = request(url, headers, body)
+    """Asks `count` times, `per_second` evenly spread, each on a connection of its own.
+
+    The addresses take turns. A stream that is not over `limit_s` after the first began has failed.
+    """
+    asks = [request(url, headers, body) for url in urls]
     loop = asyncio.get_running_loop()
     read = Read()
     began = loop.time()
 
     async def one(number: int) -> None:
         await asyncio.sleep(began + number / per_second - loop.time())
-        try:
-            _, stream = await loop.create_connection(lambda: _Stream(sent, read), host, port)
-        except OSError:
-            read.failed += 1
-            return
-        try:
-            async with asyncio.timeout(120):
-                await stream.done
-        except TimeoutError:
-            stream._finish(False)
+        left_s = began + limit_s - loop.time()
+        await open_stream(*asks[number % len(asks)], read, left_s)
 
     await asyncio.gather(*(one(number) for number in range(count)))
     return read
+
+
+async def open_stream(host: str, port: int, sent: bytes, read: Read, limit_s: float) -> None:
+    """Asks once, on a connection of its own, and reads the stream to its end.
+
+    A stream that is not over in `limit_s` has failed.
+    """
+    loop = asyncio.get_running_loop()
+    stream = None
+    try:
+        async with asyncio.timeout(limit_s):
+            _, stream = await loop.create_connection(lambda: Stream(sent, read), host, port)
+            await stream.done
+    except (OSError, TimeoutError):
+        if stream is None:
+            read.failed += 1
+        else:
+            stream.give_up()
+
+
+def main() -> None:
+    """Reads what standard input asks for and prints the figures."""
+    order = json.load(sys.stdin)
+    # What is kept is a few numbers a chunk; a collection would be a delay of ours in all figures.
+    gc.disable()
+    read = uvloop.run(read_streams(order.pop("urls"), order.pop("headers"), **order))
+    figures = {
+        "streams": read.streams,
+        "failed": float(read.failed),
+        **percentiles("first", read.first_ms),
+        **percentiles("chunk", read.delays_ms),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
