@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from infermesh.access.v1 import access_pb2
 from infermesh.auth.v1 import (
+    admission_service_pb2_grpc,
     audit_service_pb2_grpc,
     certificate_service_pb2_grpc,
     join_token_service_pb2_grpc,
@@ -31,6 +32,7 @@ from services.auth.postgres_limits import PostgresLimits
 from services.auth.postgres_store import PostgresKeyStore
 from services.auth.postgres_tenants import PostgresTenants, metadata
 from services.auth.servicer import KeyServicer
+from services.auth.servicer_admission import AdmissionServicer
 from services.auth.servicer_audit import AuditServicer
 from services.auth.servicer_certificates import CertificateServicer
 from services.auth.servicer_key_check import KeyCheckServicer
@@ -128,6 +130,9 @@ def make_app(settings: AuthSettings) -> App:
             )
             key_check_service_pb2_grpc.add_KeyCheckServiceServicer_to_server(
                 KeyCheckServicer(ring, table), guarded(server)
+            )
+            admission_service_pb2_grpc.add_AdmissionServiceServicer_to_server(
+                AdmissionServicer(ring, table, decider, recorder, gate), guarded(server)
             )
             audit_servicer = AuditServicer(
                 engine, takes_bodies=settings.audit_inference == "bodies"

@@ -15,8 +15,8 @@ from services.auth.audit import Recorder
 from services.auth.keyring import Grant, Keyring
 from services.auth.limits_gate import LimitGate
 from services.auth.named_models import check_fallbacks, rest_model, typed_model
+from services.auth.rules import Bounds
 from services.kit.errors import MeshError
-from services.kit.globs import ModelGlobs
 
 if TYPE_CHECKING:  # Loaded only where there are issuers: it takes 10 MB.
     from services.auth.oidc.bearer import BearerTokens
@@ -155,11 +155,7 @@ class Decider:
             model = typed_model(metadata) if _is_grpc(http.headers) else rest_model(metadata)
             if bounds is not None and bounds.models is not None:
                 check_fallbacks(metadata, bounds.models)
-        globs = None if bounds is None else bounds.models
-        guardrails = "" if bounds is None else bounds.guardrails
-        reply = self._allow(
-            grant.key_id, grant.tenant, grant.project, role, model, globs, guardrails
-        )
+        reply = self.allow(grant, role, model)
         note = None
         if access.audited >> grant.role & 1:
             identity = (grant.key_id, grant.tenant, role)
@@ -178,6 +174,14 @@ class Decider:
             note()
         return reply
 
+    def allow(self, grant: Grant, role: str, model: str) -> bytes:
+        """Returns the answer to a call whose caller may make it.
+
+        Raises:
+            MeshError: `MODEL_NOT_FOUND`: no model has the name, or the key may not use it.
+        """
+        return self._allow(grant.key_id, grant.tenant, grant.project, role, model, grant.bounds)
+
     def _make_allow(
         self,
         key_id: str,
@@ -185,9 +189,9 @@ class Decider:
         project: str,
         role: str,
         model: str,
-        globs: ModelGlobs | None,
-        guardrails: str,
+        bounds: Bounds | None,
     ) -> bytes:
+        globs = None if bounds is None else bounds.models
         if model and model not in self._model_names:
             raise errors.model_not_found(model)
         if model and globs is not None and not globs.allow(model):
@@ -201,7 +205,8 @@ class Decider:
             # Calls that name no model need it too: the list of models shows what the key may use.
             globs.text if globs is not None else "",
             project=project,
-            guardrails=guardrails,
+            guardrails="" if bounds is None else bounds.guardrails,
+            caching="" if bounds is None else bounds.caching,
             audits_body=self._audits_bodies,
         )
 

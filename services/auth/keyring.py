@@ -82,6 +82,13 @@ class Keyring:
             return None
         return grant
 
+    def use(self, key_id: str) -> Grant | None:
+        """Returns the same as `valid`, and takes note that the key was used."""
+        grant = self.valid(key_id)
+        if grant is not None:
+            self._used.add(key_id)
+        return grant
+
     def take_used(self) -> set[str]:
         """Returns the ids of the keys that were found since the last call."""
         used, self._used = self._used, set()

@@ -1,6 +1,7 @@
 """Asks the limiter about calls that auth lets pass otherwise, and says how that went."""
 
 import asyncio
+import functools
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -13,8 +14,9 @@ from services.auth import limits_replies
 from services.auth.audit import Recorder
 from services.auth.limiting.contract import Alert, Limiter, ScopeLimits, Verdict
 from services.auth.limits import LimitBook, scope_of
-from services.auth.reservation import Estimator, Prices
+from services.auth.reservation import Estimator, Prices, Reservation
 from services.kit import headers
+from services.kit.errors import MeshError
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ class LimitGate:
 
     Attributes:
         book: All limits.
+        estimator: Guesses what a call takes.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class LimitGate:
     ) -> None:
         self.book = book
         self._limiter = limiter
-        self._estimator = estimator
+        self.estimator = estimator
         self._prices = prices
         self._recorder = recorder
 
@@ -74,7 +77,7 @@ class LimitGate:
         """
         http = attributes.request.http
         metadata = attributes.metadata_context.filter_metadata
-        reservation = self._estimator.estimate(http.path, metadata, is_grpc=is_grpc)
+        reservation = self.estimator.estimate(http.path, metadata, is_grpc=is_grpc)
         tokens = reservation.prompt + reservation.made
         usd_nano = self._prices.usd_nano(model, reservation)
         # Envoy gives every request an id.
@@ -87,10 +90,7 @@ class LimitGate:
                 if on_admitted is not None:
                     on_admitted()
                 return limits_replies.admitted(reply, verdict)
-            if verdict.refusal is None:
-                error = limits_replies.unavailable()
-            else:
-                error = limits_replies.refusal_error(verdict.refusal, tokens, usd_nano)
+            error = _refusal(verdict, tokens, usd_nano)
             self._recorder.denied(attributes, error, None, identity)
             return limits_replies.refused(error, verdict, for_grpc=is_grpc)
 
@@ -108,6 +108,44 @@ class LimitGate:
         asked.add_done_callback(pass_on)
         return later
 
+    async def admit(
+        self,
+        request_id: str,
+        model: str,
+        scopes: Sequence[ScopeLimits],
+        reservation: Reservation,
+        reply: bytes,
+    ) -> bytes:
+        """Returns the answer to a call that has limits and that a service makes for a key.
+
+        Args:
+            request_id: The call's id.
+            model: The model that it names.
+            scopes: The limits that apply; at least one.
+            reservation: What it may take.
+            reply: The answer without limits.
+
+        Raises:
+            MeshError: A limit has no room, or nobody can tell.
+        """
+        tokens = reservation.prompt + reservation.made
+        usd_nano = self._prices.usd_nano(model, reservation)
+        asked = self._limiter.admit(request_id, scopes, tokens, usd_nano)
+        try:
+            verdict = await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            # Who asked does not hear that it may.
+            asked.add_done_callback(functools.partial(self._release, request_id))
+            raise
+        self.tell(verdict.alerts)
+        if not verdict.admitted:
+            raise _refusal(verdict, tokens, usd_nano)
+        return limits_replies.admitted(reply, verdict)
+
+    def _release(self, request_id: str, asked: "asyncio.Future[Verdict]") -> None:
+        if not asked.cancelled() and asked.result().admitted:
+            self._limiter.release(request_id, reached_node=False)
+
     def tell(self, alerts: Iterable[Alert]) -> None:
         """Says in the audit log and in the log which percentages of limits were passed."""
         for alert in alerts:
@@ -119,3 +157,9 @@ class LimitGate:
             event.outcome = "OK"
             event.after = orjson.dumps(said).decode()
             self._recorder.keep(event, must=True)
+
+
+def _refusal(verdict: Verdict, tokens: int, usd_nano: int) -> MeshError:
+    if verdict.refusal is None:
+        return limits_replies.unavailable()
+    return limits_replies.refusal_error(verdict.refusal, tokens, usd_nano)

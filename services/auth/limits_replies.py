@@ -18,10 +18,6 @@ from services.auth.limits import Scope, scope_of
 from services.kit import headers
 from services.kit.errors import MeshError
 
-RESERVED = "reserved"
-"""The dynamic metadata of a call that has a reservation, in `envoy.filters.http.ext_authz`. Envoy
-tells of the end of such calls only."""
-
 _REASONS = {
     contract.REQUESTS_PER_MINUTE: errors_pb2.ERROR_REASON_RATE_LIMIT_EXCEEDED,
     contract.TOKENS_PER_MINUTE: errors_pb2.ERROR_REASON_RATE_LIMIT_EXCEEDED,
@@ -46,19 +42,21 @@ _IN_DENIED = (b"\x12", b"\x12")  # denied_response (2), headers (2)
 _OVERWRITE = b"\x18\x02"  # append_action (3): OVERWRITE_IF_EXISTS_OR_ADD
 
 
-def _reserved() -> bytes:
+def _reserved(mark: str) -> bytes:
     response = external_auth_pb2.CheckResponse()
-    response.dynamic_metadata.update({RESERVED: True})
-    response.ok_response.headers.append(replies.header(headers.RESERVED, "1"))
+    response.ok_response.headers.append(replies.header(headers.RESERVED, mark))
     return bytes(response.SerializeToString())
 
 
-_RESERVED = _reserved()
+# Envoy tells of every end of calls with the second mark; of those with the first only where it was
+# no answer of a node's that the ledger will settle.
+_RESERVED, _HOLDS_PLACE = _reserved("1"), _reserved("place")
 
 
 def admitted(reply: bytes, verdict: Verdict) -> bytes:
     """Returns the answer `reply` with what an admitted call gets besides."""
-    return reply + _RESERVED + _room_headers(verdict, is_allowed=True)
+    mark = _HOLDS_PLACE if verdict.holds_place else _RESERVED
+    return reply + mark + _room_headers(verdict, is_allowed=True)
 
 
 def refused(error: MeshError, verdict: Verdict, *, for_grpc: bool) -> bytes:
@@ -152,22 +150,33 @@ def _room_headers(verdict: Verdict, *, is_allowed: bool) -> bytes:
 
 
 def _one_room(place: tuple[bytes, bytes], kind: bytes, room: Room) -> bytes:
-    reset = duration(room.reset_s).encode()
+    remaining = b"%d" % room.remaining
     return (
-        _header(place, b"x-ratelimit-limit-" + kind, b"%d" % room.limit)
-        + _header(place, b"x-ratelimit-remaining-" + kind, b"%d" % room.remaining)
-        + _header(place, b"x-ratelimit-reset-" + kind, reset)
+        _lasting(place, kind, room.limit, math.ceil(room.reset_s))
+        + _until_value(place, b"x-ratelimit-remaining-" + kind, len(remaining))
+        + remaining
+        + _OVERWRITE
     )
 
 
 @lru_cache(4096)
+def _lasting(place: tuple[bytes, bytes], kind: bytes, limit: int, reset_s: int) -> bytes:
+    """Returns what is not different for each call."""
+    return _header(place, b"x-ratelimit-limit-" + kind, b"%d" % limit) + _header(
+        place, b"x-ratelimit-reset-" + kind, duration(reset_s).encode()
+    )
+
+
 def _header(place: tuple[bytes, bytes], name: bytes, value: bytes) -> bytes:
     """Returns a header of less than 100 bytes as a part of a `CheckResponse`."""
+    return _until_value(place, name, len(value)) + value + _OVERWRITE
+
+
+@lru_cache(256)
+def _until_value(place: tuple[bytes, bytes], name: bytes, length: int) -> bytes:
+    """Returns a header up to its value, which is so long. One byte holds lengths below 128."""
     outer, inner = place
-    pair = _field(b"\x0a", name) + _field(b"\x12", value)
-    return _field(outer, _field(inner, _field(b"\x0a", pair) + _OVERWRITE))
-
-
-def _field(tag: bytes, content: bytes) -> bytes:
-    # One byte holds lengths below 128.
-    return tag + bytes((len(content),)) + content
+    pair = b"\x0a%c%b\x12%c" % (len(name), name, length)
+    size = len(pair) + length
+    option = 2 + size + len(_OVERWRITE)
+    return b"%b%c%b%c\x0a%c%b" % (outer, option + 2, inner, option, size, pair)

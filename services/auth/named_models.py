@@ -1,7 +1,7 @@
 """Which models a call names, by what Envoy's filters read in its body."""
 
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
@@ -59,6 +59,15 @@ def check_fallbacks(metadata: Mapping[str, Any], globs: ModelGlobs) -> None:
         for field in _GRPC_FALLBACKS:
             if field in found.fields:
                 names.extend(each.string_value for each in found.fields[field].list_value.values)
+    check_names(names, globs)
+
+
+def check_names(names: Iterable[Any], globs: ModelGlobs) -> None:
+    """Checks that a key may use these fallback models.
+
+    Raises:
+        MeshError: It may not.
+    """
     for name in names:
         if isinstance(name, str) and name and not globs.allow(name):
             raise errors.model_not_found(name, "fallback_models")

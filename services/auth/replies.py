@@ -37,13 +37,14 @@ def allow(
     *,
     project: str = DEFAULT_PROJECT,
     guardrails: str = "",
+    caching: str = "",
     audits_body: bool = False,
 ) -> bytes:
     """Returns the answer that lets a call pass, with the caller's identity for the services.
 
     The secret goes no further. `model` is empty where the call names none, `allowed_models` where
-    the key may use all. Of the default project nothing is said, nor are guardrails of calls that
-    name no model.
+    the key may use all. Of the default project nothing is said, nor are guardrails and caching of
+    calls that name no model.
     """
     response = external_auth_pb2.CheckResponse()
     response.status.code = code_pb2.OK
@@ -66,6 +67,8 @@ def allow(
         ok.headers.append(header(headers.AUDIT_BODY, "1"))
     if guardrails and model:
         ok.headers.append(header(headers.GUARDRAILS, guardrails))
+    if caching and model:
+        ok.headers.append(header(headers.CACHING, caching))
     ok.headers_to_remove.extend(("authorization", "x-api-key"))
     return bytes(response.SerializeToString())
 

@@ -86,12 +86,9 @@ class Estimator:
         """
         said = metadata.get(_REST_NAMESPACE)
         size = None if said is None else said.fields.get(_PROMPT_BYTES)
-        # Nobody can say how long a prompt without a size is.
-        if size is None or size.number_value <= 0:
-            return Reservation(self._bound, 0)
-        prompt = min(self._bound, -int(-size.number_value // self._bytes_per_token))
-        if path in PROMPT_ONLY:
-            return Reservation(prompt, 0)
+        prompt_bytes = 0 if size is None else size.number_value
+        if prompt_bytes <= 0 or path in PROMPT_ONLY:
+            return self.reserve(path, prompt_bytes, 0, 0)
         if is_grpc:
             found = metadata.get(_GRPC_NAMESPACE)
             most, count = _texts(found, _GRPC_MAX), _texts(found, _GRPC_COUNT)
@@ -100,7 +97,25 @@ class Estimator:
         answers = min(count, _MAX_ANSWERS) or 1
         if not is_grpc:
             answers *= min(_number(said, _REST_PROMPTS), self._bound) or 1
-        made = answers * min(most or self._default_max, self._bound)
+        return self.reserve(path, prompt_bytes, most, answers)
+
+    def reserve(
+        self, path: str, prompt_bytes: float, max_tokens: int, answer_count: int
+    ) -> Reservation:
+        """Returns what to reserve for a call.
+
+        Args:
+            path: The RPC's.
+            prompt_bytes: How long its body is; 0 or less where nobody can say.
+            max_tokens: The most tokens of an answer; 0 where the call does not say.
+            answer_count: How many answers it asks for; 0 is 1.
+        """
+        if prompt_bytes <= 0:
+            return Reservation(self._bound, 0)
+        prompt = min(self._bound, -int(-prompt_bytes // self._bytes_per_token))
+        if path in PROMPT_ONLY:
+            return Reservation(prompt, 0)
+        made = (answer_count or 1) * min(max_tokens or self._default_max, self._bound)
         return Reservation(prompt, min(made, self._bound - prompt))
 
 

@@ -28,6 +28,8 @@ class Rules:
         labels: Notes.
         guardrails: What prompts are checked for, as the header `x-mesh-guardrails` has it; empty
             for nothing.
+        caching: Whether earlier answers are given, as the header `x-mesh-caching` has it; empty
+            where the key does not say.
     """
 
     allowed_models: tuple[str, ...] = ()
@@ -36,6 +38,7 @@ class Rules:
     cors_origins: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     guardrails: str = ""
+    caching: str = ""
 
 
 NONE = Rules()
@@ -48,9 +51,10 @@ class Bounds:
     Attributes:
         models: Which models; None for all.
         guardrails: What prompts are checked for, as nodes are told; empty for nothing.
+        caching: Whether earlier answers are given, as nodes are told; empty for not said.
     """
 
-    __slots__ = ("_networks", "_origins", "guardrails", "models")
+    __slots__ = ("_networks", "_origins", "caching", "guardrails", "models")
 
     def __init__(
         self,
@@ -59,8 +63,10 @@ class Bounds:
         networks: tuple[str, ...],
         origins: tuple[str, ...] = (),
         guardrails: str = "",
+        caching: str = "",
     ) -> None:
         self.guardrails = guardrails
+        self.caching = caching
         self.models = ModelGlobs(allowed, denied) if allowed or denied else None
         # Host bits are let go: `10.1.2.3/8` is what people write for `10.0.0.0/8`.
         self._networks = [ipaddress.ip_network(each, strict=False) for each in networks]
@@ -93,6 +99,7 @@ def bounds_of(rules: Rules) -> Bounds | None:
         rules.networks,
         rules.cors_origins,
         rules.guardrails,
+        rules.caching,
     )
     return _bounds(*bound) if any(bound) else None
 

@@ -20,6 +20,14 @@ _OVERLAP = timedelta(hours=1)
 
 _Context = grpc.aio.ServicerContext[Any, Any]
 
+# As nodes are told it, in `x-mesh-caching`.
+_CACHING = {
+    key_service_pb2.CACHING_UNSPECIFIED: "",
+    key_service_pb2.CACHING_OFF: "off",
+    key_service_pb2.CACHING_ON: "on",
+}
+_CACHING_OF = {word: caching for caching, word in _CACHING.items()}
+
 
 class KeyServicer(key_service_pb2_grpc.KeyServiceServicer):
     """Translates between the contract and `Keys`."""
@@ -111,6 +119,7 @@ def _rules(message: key_service_pb2.KeyRules) -> Rules:
         cors_origins=tuple(message.cors_origins),
         labels=dict(message.labels),
         guardrails=header.write(message.guardrails),
+        caching=_CACHING[message.caching],
     )
 
 
@@ -130,6 +139,7 @@ def _to_proto(key: Key) -> key_service_pb2.Key:
         rules.networks.extend(key.rules.networks)
         rules.cors_origins.extend(key.rules.cors_origins)
         rules.labels.update(key.rules.labels)
+        rules.caching = _CACHING_OF[key.rules.caching]
         if key.rules.guardrails:
             rules.guardrails.CopyFrom(header.read(key.rules.guardrails))
     if key.old_secret_expire_time is not None:

@@ -23,13 +23,17 @@ class EnvoyTls:
     mesh: Path | None = None
 
 
-def render(values: Mapping[str, str], tls: EnvoyTls, folder: Path) -> Path:
+def render(
+    values: Mapping[str, str], tls: EnvoyTls, folder: Path, *, has_sockets: bool = False
+) -> Path:
     """Writes the configuration into a folder and returns the file that Envoy is started with.
 
     Args:
         values: What the capitals in braces stand for, but for TLS.
         tls: Where TLS is wanted.
         folder: For the files.
+        has_sockets: Whether services are reached over Unix sockets, whose paths are among the
+            values as `AUTH_SOCKET` and so on; else over `AUTH_HOST` and `AUTH_PORT`.
 
     Raises:
         KeyError: A value is missing.
@@ -42,6 +46,8 @@ def render(values: Mapping[str, str], tls: EnvoyTls, folder: Path) -> Path:
         "FRONT_TLS_DIR": str(tls.front),
         "TLS_DIR": str(tls.mesh),
     }
+    if has_sockets:
+        text = _edited(text, "sockets.sed")
     secrets = []
     if tls.front is not None:
         text = _edited(text, "tls_front.sed")

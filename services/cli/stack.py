@@ -22,6 +22,8 @@ CHAT_MODEL = "smollm2-135m"
 EMBEDDING_MODEL = "all-minilm-l6-v2"
 _SLOTS = 4
 _CONTEXT_PER_SLOT = 8192
+# A socket's path may have 107 bytes; the rest is for `/run/` and its name.
+_LONGEST_STATE_DIR = 107 - len("/run/embeddings.sock")
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,12 @@ class Stack:
     def _at(self, offset: int) -> str:
         return f"127.0.0.1:{self._port(offset)}"
 
+    def _socket(self, name: str) -> Path | None:
+        """Returns where Envoy reaches a service; None where it does so over TCP."""
+        path = (self._state / "run" / f"{name}.sock").absolute()
+        is_short = len(os.fsencode(self._state.absolute())) <= _LONGEST_STATE_DIR
+        return path if is_short and not self._options.tls.mesh else None
+
     def _log(self, name: str) -> Path:
         return self._state / "logs" / f"{name}.log"
 
@@ -219,6 +227,7 @@ class Stack:
         module: str | None = None,
     ) -> Part:
         address = self._at(offset)
+        socket = self._socket(name)
         more = self.tls.of_node(name) if module else self.tls.of_service(name)
         peer = tls.node(name) if module else tls.service(name)
         return Part(
@@ -229,6 +238,7 @@ class Stack:
                 "INFERMESH_LISTEN": address,
                 "INFERMESH_DRAIN_S": "2",
                 **{f"INFERMESH_{key}": value for key, value in {**settings, **more}.items()},
+                **({"INFERMESH_LISTEN_SOCKET": str(socket)} if socket else {}),
             },
             probe=probes.grpc_health("127.0.0.1", self._port(offset), peer, self.tls.own_folder),
             log_file=self._log(name),
@@ -300,7 +310,13 @@ class Stack:
         for name, offset in services.items():
             values[f"{name}_HOST"] = "127.0.0.1"
             values[f"{name}_PORT"] = str(self._port(offset))
-        config = envoy_config.render(values, self.tls.of_envoy(), self._state / "run")
+            values[f"{name}_SOCKET"] = str(self._socket(name.lower()))
+        config = envoy_config.render(
+            values,
+            self.tls.of_envoy(),
+            self._state / "run",
+            has_sockets=self._socket("auth") is not None,
+        )
         return Part(
             name="envoy",
             argv=[

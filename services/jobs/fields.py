@@ -24,7 +24,23 @@ def body(data: bytes) -> dict[str, Any]:
         ) from None
     if not isinstance(said, dict):
         raise MeshError(errors_pb2.ERROR_REASON_INVALID_JSON, "The body is not a JSON object.")
+    # What is made of it, for engines and in answers, is up to four levels deeper.
+    written([[[[said]]]])
     return said
+
+
+def written(said: Any) -> bytes:
+    """Returns what came from a caller as JSON; what can be read may be too deep to be written.
+
+    Raises:
+        MeshError: `INVALID_JSON`: it is nested over 254 deep.
+    """
+    try:
+        return orjson.dumps(said)
+    except orjson.JSONEncodeError as error:
+        raise MeshError(
+            errors_pb2.ERROR_REASON_INVALID_JSON, f"The body is nested too deeply: {error}"
+        ) from None
 
 
 def text(

@@ -19,6 +19,7 @@ _PASSED = frozenset(
         headers.MODEL,
         headers.ALLOWED_MODELS,
         headers.GUARDRAILS,
+        headers.CACHING,
         headers.RESERVED,
         headers.AUDIT_BODY,
         _DEBUG,

@@ -71,7 +71,12 @@ class Answer:
         )
 
 
-_SHOWN = frozenset({headers.NODE, headers.DECISION, headers.REDACTIONS, headers.CACHE})
+_SHOWN = frozenset(
+    {
+        *(headers.NODE, headers.DECISION, headers.REDACTIONS),
+        *(headers.CACHE, headers.CACHE_SIMILARITY),
+    }
+)
 
 
 class Nodes:

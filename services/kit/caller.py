@@ -3,7 +3,7 @@
 import re
 import uuid
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from services.kit import headers
 
@@ -31,6 +31,7 @@ class Caller(NamedTuple):
         audits_body: Whether the audit log is to tell the form of the request.
         guardrails: What the key wants of prompts, as `services.kit.guardrails` reads it; empty is
             nothing.
+        caching: What the key wants of earlier answers, `on` or `off`; empty leaves it to the call.
     """
 
     request_id: str
@@ -46,16 +47,18 @@ class Caller(NamedTuple):
     reserved: bool = False
     guardrails: str = ""
     audits_body: bool = False
+    caching: str = ""
 
 
 def caller_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> Caller:
     """Reads the metadata of a call."""
-    said = {key: value for key, value in metadata or () if isinstance(value, str)}
+    # What is read here is text: only names that end in `-bin` stand for bytes.
+    said: dict[str, str] = dict(cast("Iterable[tuple[str, str]]", metadata or ()))
     attempt = said.get(headers.ATTEMPT, "")
     share = said.get(headers.EXPECTED_CACHED, "")
     return Caller(
         request_id=said.get(headers.REQUEST_ID, "")[:_MAX_ID_CHARS] or str(uuid.uuid4()),
-        attempt=int(attempt) if _ATTEMPT.fullmatch(attempt) else 1,
+        attempt=1 if attempt == "1" or not _ATTEMPT.fullmatch(attempt) else int(attempt),
         tenant=said.get(headers.TENANT, ""),
         key_id=said.get(headers.KEY_ID, ""),
         model=said.get(headers.MODEL, ""),
@@ -68,4 +71,5 @@ def caller_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> Caller:
         reserved=headers.RESERVED in said,
         guardrails=said.get(headers.GUARDRAILS, ""),
         audits_body=headers.AUDIT_BODY in said,
+        caching=said.get(headers.CACHING, ""),
     )

@@ -35,8 +35,13 @@ GUARDRAILS = "x-mesh-guardrails"
 """What the caller's key wants of prompts: `infermesh.auth.v1.Guardrails`, serialized, in base64;
 set by auth for keys that have any."""
 
+CACHING = "x-mesh-caching"
+"""`on` or `off`: whether earlier answers are given to the caller's key, as
+`infermesh.auth.v1.Caching` says; set by auth for keys that say it, on calls that name a model."""
+
 RESERVED = "x-mesh-reserved"
-"""`1` where the caller has limits, so that the ledger must settle the call; set by auth."""
+"""Set by auth where the caller has limits, so that the ledger must settle the call: `1`, or `place`
+where the call counts among concurrent ones."""
 
 AUDIT_BODY = "x-mesh-audit-body"
 """`1` where the audit log is to tell the form of the request; set by auth on calls that name a
@@ -77,6 +82,10 @@ REDACTIONS = "x-mesh-redactions"
 CACHE = "x-mesh-cache"
 """`hit` where the answer was given before, `miss` where it could have been; on answers to calls
 that may be answered so."""
+
+CACHE_SIMILARITY = "x-mesh-cache-similarity"
+"""How near the question is to the one that the answer was given to, `0.971`; on answers to calls
+whose question was only nearly asked before."""
 
 RETRY_AFTER = "retry-after"
 """After how many seconds a refused call is worth another try; on refusals, in callers' sight."""

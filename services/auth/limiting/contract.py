@@ -110,6 +110,8 @@ class Verdict(NamedTuple):
         requests: The tightest of `requests_per_minute`; None where no scope has one.
         tokens: The tightest of `tokens_per_minute`; None where no scope has one.
         alerts: Passed with this call, and not told before.
+        holds_place: Whether `Limiter.release` must be told of the end even where the ledger will
+            settle the call: it holds a place among concurrent ones, or the limiter cannot tell.
     """
 
     admitted: bool
@@ -117,6 +119,7 @@ class Verdict(NamedTuple):
     requests: Room | None = None
     tokens: Room | None = None
     alerts: tuple[Alert, ...] = ()
+    holds_place: bool = True
 
 
 class Period(enum.StrEnum):

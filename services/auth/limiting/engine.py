@@ -150,7 +150,7 @@ class RedisLimiter:
         for start in range(0, len(ops), _MAX_BATCH):
             plain = [Plain(op, 0) for op in ops[start : start + _MAX_BATCH]]
             reply = await self._call(self._request(plain))
-            alerts += self._tally.take_alerts(reply[3])
+            alerts += self._tally.take_alerts(reply.alerts)
         return alerts
 
     async def state(self, limits: ScopeLimits) -> list[Use]:
@@ -163,7 +163,7 @@ class RedisLimiter:
             argument = wire.state_request(
                 self._upkeep.run_id, self._at(), self._options.reservation_s, limits
             )
-            result = (await self._call(argument))[2][0]
+            result = (await self._call(argument)).results[0]
             if result[0] != wire.MISSING:
                 return uses(limits, result)
             if not await self._seeding.seed(wire.wanted(result)):
@@ -205,7 +205,7 @@ class RedisLimiter:
             if isinstance(reply, Exception):
                 self._on_failure(link, batch, reply)
                 return
-            self._on_answer(batch, reply)
+            self._on_answer(batch, wire.read(reply))
             if queue:
                 self._flush()
 
@@ -218,7 +218,7 @@ class RedisLimiter:
     def _at(self) -> tuple[int, int] | None:
         return self._options.at() if self._options.at is not None else None
 
-    def _on_answer(self, batch: Sequence[wire.Operation], reply: Any) -> None:
+    def _on_answer(self, batch: Sequence[wire.Operation], reply: wire.Reply) -> None:
         second, micros, results, found = reply
         alerts: dict[int, tuple[Alert, ...]] = {}
         for each in found:
@@ -288,7 +288,7 @@ class RedisLimiter:
                 self._request([Plain(wire.total_op(total, None), 0) for total in part])
             )
 
-    async def _call(self, argument: bytes) -> Any:
+    async def _call(self, argument: bytes) -> wire.Reply:
         """Runs the script beside the batches.
 
         Raises:

@@ -15,7 +15,11 @@
 --     6 state      scope
 --     7 heartbeat  replica, seconds to remember it
 --     8 farewell   replica
--- Returns {second, microsecond, results, alerts}; a result is
+-- Returns second, microsecond, and for each op the length of its result and the result, all as
+-- 64-bit integers, little-endian, in one string: Redis makes a system call for each table that it
+-- answers with. Where there are texts, it returns a table with that string first and then the texts;
+-- a result with texts has their number, negative, and its first number in the string, and alerts
+-- follow, {op, scope, period, percentage, date} each. A result is
 --   {0, 0, 0, 0, counters of each scope}               admitted
 --   {1, scope, limit, ms to wait (-1: for ever), counters…}   refused; limit 1 to 5 as in `scopes`
 --   {2, period, scope, date, period, scope, date…}     totals are missing
@@ -30,7 +34,8 @@
 --   clock     the last second, so that a clock that is set back does not bring a minute back
 --   r:id      a call: {second, bucket, tokens, nano-USD, has a place, has a reservation, is
 --             settled (1, or 2: its tokens are not known), {second, tokens, …} as counted,
---             {scope, …}, {1 ring | 2 flight, …}, whether its caller left, {day, month} of l}
+--             {scope, …}, {kind, …}, whether its caller left, {day, month} of l}; a kind is 1 where
+--             the call counts in the ring, and 2 more in flight, or 4 more there without a place
 --   d:run:scope:date, u:run:scope:date   n total, v version, p<limit> percentage told
 --   l:scope   what calls had reserved whose callers left, so that nobody knows what they took: by
 --             period and date
@@ -147,6 +152,31 @@ local function ring_of(scope)
   return ring
 end
 
+-- A slot before now. What is changed in it is written when the ring is.
+local function slot_of(ring, name)
+  local past = ring.past
+  if not past then
+    past = {}
+    ring.past = past
+  end
+  local value = past[name]
+  if not value then
+    value = tonumber(call('HGET', ring.key, name)) or 0
+    past[name] = value
+  end
+  return past, value
+end
+
+local function write_past(ring)
+  if not ring.past then return end
+  local pairs_ = {}
+  for name, value in pairs(ring.past) do
+    pairs_[#pairs_ + 1], pairs_[#pairs_ + 2] = name, value
+  end
+  call('HSET', ring.key, unpack(pairs_))
+  ring.past = nil
+end
+
 local function count(scope, second, requests, tokens)
   if now - second >= 60 or second > now then return end
   local ring = ring_of(scope)
@@ -157,13 +187,14 @@ local function count(scope, second, requests, tokens)
     ring.r, ring.t = ring.r + requests, ring.t + tokens
   else
     local slot = second % 60
-    if requests ~= 0 then call('HINCRBY', ring.key, 'r' .. slot, requests) end
+    if requests ~= 0 then
+      local past, counted = slot_of(ring, 'r' .. slot)
+      past['r' .. slot] = counted + requests
+    end
     if tokens ~= 0 then
-      local left = call('HINCRBY', ring.key, 't' .. slot, tokens)
-      if left < 0 then
-        call('HSET', ring.key, 't' .. slot, 0)
-        tokens = tokens - left
-      end
+      local past, counted = slot_of(ring, 't' .. slot)
+      tokens = max(tokens, -counted)
+      past['t' .. slot] = counted + tokens
     end
   end
   ring.R, ring.T = ring.R + requests, ring.T + tokens
@@ -174,6 +205,7 @@ local function ms_until_left(ring, letter, need)
   ring.slots = ring.slots or {}
   local slots = ring.slots[letter]
   if not slots then
+    write_past(ring)
     slots = call('HMGET', ring.key, unpack(fields({letter}, now - 59, now - 1, 60)))
     ring.slots[letter] = slots
   end
@@ -327,23 +359,30 @@ local function counters(result, places)
   return result
 end
 
-local function charge(id, tokens, usd, places, second)
+-- Does nothing for an id that is known, but where it may be used again: its call has ended. Returns
+-- whether it counts now.
+local function charge(id, tokens, usd, places, second, may_again)
   local bucket = floor((second + hold) / 60)
   local names, kinds = {}, {}
   for i = 1, #places do
     local row = scopes[places[i]]
-    local kind = 0
-    if is_ring(row) then
-      count(row[1], second, 1, tokens)
-      kind = 1
-    end
-    if is_flight(row) then
-      fly(row[1], bucket, 1, tokens, usd)
-      kind = kind + 2
-    end
+    local kind = is_ring(row) and 1 or 0
+    if is_flight(row) then kind = kind + (row[4] >= 0 and 2 or 4) end
     names[i], kinds[i] = row[1], kind
   end
-  store(id, {second, bucket, tokens, usd, 1, 1, 0, {second, tokens}, names, kinds, 0})
+  local key, lasts = P .. 'r:' .. id, hold + SLACK_S
+  local packed =
+    cmsgpack.pack({second, bucket, tokens, usd, 1, 1, 0, {second, tokens}, names, kinds, 0})
+  if not call('SET', key, packed, 'NX', 'EX', lasts) then
+    if not may_again or record_of(id)[5] == 1 then return false end
+    call('SET', key, packed, 'EX', lasts)
+  end
+  for i = 1, #places do
+    local kind = kinds[i]
+    if kind % 2 == 1 then count(names[i], second, 1, tokens) end
+    if kind >= 2 then fly(names[i], bucket, kind < 4 and 1 or 0, tokens, usd) end
+  end
+  return true
 end
 
 -- Whether a limit by the minute, or of calls at the same time, refuses, and for how long.
@@ -384,8 +423,6 @@ local function ledger_wait(op, row, period, limit, reserved, own)
 end
 
 local function admit(op, id, tokens, usd, places)
-  local record = record_of(id)
-  if record and record[5] == 1 then return counters({3, 0, 0, 0}, places) end
   local wait, at_scope, at_limit
   local missing = {2}
   local function refuse(place, limit, ms)
@@ -411,10 +448,13 @@ local function admit(op, id, tokens, usd, places)
       end
     end
   end
-  if wait then return counters({1, at_scope, at_limit, wait}, places) end
-  if #missing > 1 then return missing end
-  charge(id, tokens, usd, places, now)
-  return counters({0, 0, 0, 0}, places)
+  if wait or #missing > 1 then
+    local record = record_of(id)
+    if record and record[5] == 1 then return counters({3, 0, 0, 0}, places) end
+    return wait and counters({1, at_scope, at_limit, wait}, places) or missing
+  end
+  local kind = charge(id, tokens, usd, places, now, true) and 0 or 3
+  return counters({kind, 0, 0, 0}, places)
 end
 
 -- Makes `tokens` what is counted of a call.
@@ -450,7 +490,8 @@ local function end_call(record, frees_reservation)
   record[5] = 0
   if places == 0 and tokens == 0 and usd == 0 then return end
   for i = 1, #record[9] do
-    if record[10][i] >= 2 then fly(record[9][i], record[2], -places, -tokens, -usd) end
+    local kind = record[10][i]
+    if kind >= 2 then fly(record[9][i], record[2], kind < 4 and -places or 0, -tokens, -usd) end
   end
 end
 
@@ -545,6 +586,7 @@ local function heartbeat(replica, remember)
   call('ZREMRANGEBYSCORE', P .. 'replicas', '-inf', now - remember)
   local live = call('ZRANGE', P .. 'replicas', 0, -1)
   table.sort(live)
+  table.insert(live, 1, 0)
   return live
 end
 
@@ -557,9 +599,7 @@ for i = 1, #ops do
   if what == 1 then
     results[i] = admit(i, op[2], op[3], op[4], op[5])
   elseif what == 2 then
-    if not record_of(op[2]) then
-      charge(op[2], op[3], op[4], op[5], math.min(op[6], now))
-    end
+    charge(op[2], op[3], op[4], op[5], math.min(op[6], now), false)
     results[i] = {1}
   elseif what == 3 then
     results[i] = release(op[2], op[3])
@@ -579,6 +619,7 @@ end
 
 for _, ring in pairs(rings) do
   if ring.dirty then
+    write_past(ring)
     local slot = now % 60
     call('HSET', ring.key, 's', now, 'R', ring.R, 'T', ring.T, 'r' .. slot, ring.r, 't' .. slot, ring.t)
   end
@@ -601,4 +642,25 @@ if seen ~= now then
   end
 end
 
-return {now, micros, results, alerts}
+local numbers, texts = {now, micros}, {false}
+for i = 1, #results do
+  local result, n = results[i], #numbers
+  if type(result[2]) == 'string' then
+    numbers[n + 1], numbers[n + 2] = 1 - #result, result[1]
+    for j = 2, #result do texts[#texts + 1] = result[j] end
+  else
+    numbers[n + 1] = #result
+    for j = 1, #result do numbers[n + 1 + j] = result[j] end
+  end
+end
+for i = 1, #alerts do
+  for j = 1, 5 do texts[#texts + 1] = tostring(alerts[i][j]) end
+end
+-- In pieces, for `unpack` has a bound.
+local pieces = {}
+for from = 1, #numbers, 100 do
+  local upto = math.min(from + 99, #numbers)
+  pieces[#pieces + 1] = struct.pack('<' .. string.rep('i8', upto - from + 1), unpack(numbers, from, upto))
+end
+texts[1] = table.concat(pieces)
+return #texts > 1 and texts or texts[1]

@@ -35,7 +35,9 @@ class Link(asyncio.Protocol):
     def __init__(self, on_lost: Callable[[], None] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader()
-        self._waiting: deque[tuple[OnReply, asyncio.TimerHandle]] = deque()
+        self._waiting: deque[tuple[OnReply, float]] = deque()  # and until when
+        # One for all that wait: to make one for each call takes longer than to send it.
+        self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport | None = None
         self._is_open = False
         self.on_lost = on_lost
@@ -45,12 +47,14 @@ class Link(asyncio.Protocol):
         """Whether calls can be made."""
         return self._is_open
 
-    def send(self, packed: bytes, on_reply: OnReply, timeout_s: float = TIMEOUT_S) -> None:
+    def send(self, packed: bytes, on_reply: OnReply) -> None:
         """Sends a packed command; `on_reply` is called once, in the order of the calls."""
         if not self._is_open:
             on_reply(LinkLostError("the connection is closed"))
             return
-        self._waiting.append((on_reply, self._loop.call_later(timeout_s, self.close)))
+        self._waiting.append((on_reply, self._loop.time() + TIMEOUT_S))
+        if self._timer is None:
+            self._timer = self._loop.call_later(TIMEOUT_S, self._check)
         cast(asyncio.Transport, self._transport).write(packed)
 
     async def call(self, *parts: str | int | bytes) -> Any:
@@ -79,6 +83,16 @@ class Link(asyncio.Protocol):
             self._transport.abort()
         self.connection_lost(None)
 
+    def _check(self) -> None:
+        self._timer = None
+        if not self._waiting:
+            return
+        _, until = self._waiting[0]
+        if self._loop.time() >= until:
+            self.close()
+        else:
+            self._timer = self._loop.call_at(until, self._check)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Takes over the transport."""
         self._transport = cast(asyncio.Transport, transport)
@@ -98,8 +112,7 @@ class Link(asyncio.Protocol):
                 return
             if not self._waiting:
                 break
-            on_reply, timer = self._waiting.popleft()
-            timer.cancel()
+            on_reply, _ = self._waiting.popleft()
             on_reply(reply)
         # Not Redis, or no longer in step with it.
         self.close()
@@ -109,9 +122,10 @@ class Link(asyncio.Protocol):
         if not self._is_open:
             return
         self._is_open = False
+        if self._timer is not None:
+            self._timer.cancel()
         waiting, self._waiting = self._waiting, deque()
-        for on_reply, timer in waiting:
-            timer.cancel()
+        for on_reply, _until in waiting:
             on_reply(LinkLostError("the connection to Redis is lost"))
         if self.on_lost is not None:
             self.on_lost()

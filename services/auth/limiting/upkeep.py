@@ -100,7 +100,7 @@ class Upkeep:
         link, self.run_id = await connect(self._url)
         try:
             reply = await run_script(link, self._request([self._heartbeat()]))
-            self._take_replicas(reply[2][0])
+            self._take_replicas(reply)
             while part := self._journal.start(_MAX_PART, int(time.time())):
                 await run_script(link, self._request(part))
                 self._journal.done(len(part))
@@ -130,7 +130,7 @@ class Upkeep:
             elif isinstance(reply, Exception):
                 link.close()
             else:
-                self._take_replicas(reply[2][0])
+                self._take_replicas(wire.read(reply))
                 self._loop.call_later(_HEARTBEAT_S, self._beat, link)
 
         argument = self._request([self._heartbeat()])
@@ -139,19 +139,20 @@ class Upkeep:
     def _heartbeat(self) -> Plain:
         return Plain([wire.HEARTBEAT, self._replica, _REMEMBER_REPLICAS_S], 0)
 
-    def _take_replicas(self, replicas: Sequence[bytes]) -> None:
+    def _take_replicas(self, reply: wire.Reply) -> None:
+        _, *replicas = reply.results[0]
         self._shares.replicas = len(replicas)
         self._shares.rank = replicas.index(self._replica.encode())
 
 
-async def run_script(link: Link, argument: bytes) -> Any:
+async def run_script(link: Link, argument: bytes) -> wire.Reply:
     """Runs the script once.
 
     Raises:
         LinkLostError: The connection is gone.
         hiredis.ReplyError: Redis refuses.
     """
-    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future: asyncio.Future[wire.Reply] = asyncio.get_running_loop().create_future()
 
     def on_reply(reply: Any) -> None:
         if wire.is_unknown_script(reply):
@@ -160,7 +161,7 @@ async def run_script(link: Link, argument: bytes) -> Any:
             if isinstance(reply, Exception):
                 future.set_exception(reply)
             else:
-                future.set_result(reply)
+                future.set_result(wire.read(reply))
 
     link.send(wire.packed(argument), on_reply)
     return await future

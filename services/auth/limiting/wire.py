@@ -2,10 +2,11 @@
 
 import functools
 import hashlib
+import struct
 from asyncio import Future
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import hiredis
 import orjson
@@ -157,6 +158,48 @@ def packed_with_script(argument: bytes) -> bytes:
     )
 
 
+class Reply(NamedTuple):
+    """What the script answers.
+
+    Attributes:
+        second: Redis' clock, Unix seconds.
+        micros: Its microseconds.
+        results: One for each operation: its kind, and numbers or, where totals are missing and of
+            heartbeats, texts.
+        alerts: Those that were passed: operation from 1, scope, period, percentage, date.
+    """
+
+    second: int
+    micros: int
+    results: Sequence[Sequence[Any]]
+    alerts: Sequence[tuple[int, bytes, bytes, int, bytes]]
+
+
+def read(raw: Any) -> Reply:
+    """Reads the script's answer."""
+    texts: list[bytes] = []
+    if isinstance(raw, list):
+        raw, *texts = raw
+    numbers = struct.unpack(f"<{len(raw) // 8}q", raw)
+    results: list[Sequence[Any]] = []
+    at, taken = 2, 0
+    while at < len(numbers):
+        length = numbers[at]
+        at += 1
+        if length >= 0:
+            results.append(numbers[at : at + length])
+            at += length
+        else:
+            results.append((numbers[at], *texts[taken : taken - length]))
+            at += 1
+            taken -= length
+    alerts = [
+        (int(texts[i]), texts[i + 1], texts[i + 2], int(texts[i + 3]), texts[i + 4])
+        for i in range(taken, len(texts), 5)
+    ]
+    return Reply(numbers[0], numbers[1], results, alerts)
+
+
 def is_unknown_script(reply: Any) -> bool:
     """Whether Redis did nothing because it does not have the script."""
     # The first word of a refusal is its code.
@@ -200,7 +243,10 @@ def verdict(
     requests_left = tokens_left = MAX_COUNT
     requests_limit = tokens_limit = -1
     at = FIRST
+    holds_place = False
     for limits in scopes:
+        if limits[3] is not None:
+            holds_place = True
         if (limit := limits[1]) is not None and limit - result[at] < requests_left:
             requests_limit, requests_left = limit, limit - result[at]
         if (limit := limits[2]) is not None and limit - result[at + 1] < tokens_left:
@@ -214,7 +260,7 @@ def verdict(
     if tokens_limit >= 0:
         tokens = Room(tokens_limit, max(0, tokens_left), reset_s)
     if result[0] != REFUSED:
-        return Verdict(True, None, requests, tokens, alerts)
+        return Verdict(True, None, requests, tokens, alerts, holds_place)
     place, kind, wait_ms = result[1] - 1, result[2], result[3]
     limits = scopes[place]
     refusal = Refusal(

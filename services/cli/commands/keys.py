@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.cli.caching import Caching, set_caching
+from services.cli.caching import facts as caching_facts
 from services.cli.durations import seconds_of
 from services.cli.guardrails import (
     BlockedPatterns,
@@ -70,6 +72,7 @@ def create(
     max_prompt_chars: MaxPromptChars = None,
     block: BlockedPatterns = None,
     redact: Redactions = None,
+    caching: Caching = None,
     address: Address = DEFAULT_ADDRESS,
     key: Key = None,
 ) -> None:
@@ -86,6 +89,7 @@ def create(
         rules=_rules(allow_model, deny_model, network, cors_origin, label),
     )
     set_guardrails(request.rules, max_prompt_chars, block, redact)
+    set_caching(request.rules, caching)
     if expires is not None:
         request.ttl.FromSeconds(seconds_of(expires))
     with connect(address, key) as mesh:
@@ -206,6 +210,7 @@ def show(
         ("origins", ", ".join(rules.cors_origins)),
         ("labels", ", ".join(f"{name}={value}" for name, value in sorted(rules.labels.items()))),
         *facts(rules),
+        *caching_facts(rules),
     ]
     show_table(key_id, ("what", "detail"), [(name, value) for name, value in known if value])
 
@@ -223,6 +228,7 @@ def update(
     max_prompt_chars: MaxPromptChars = None,
     block: BlockedPatterns = None,
     redact: Redactions = None,
+    caching: Caching = None,
     free: Annotated[
         bool, typer.Option("--free", help="Take all rules and labels away that are not named here.")
     ] = False,
@@ -240,12 +246,13 @@ def update(
     if role is not None:
         request.role = access_pb2.Role.Value(f"ROLE_{role.name}")
     with connect(address, key) as mesh:
-        if free or wanted != key_service_pb2.KeyRules():
+        if free or caching is not None or wanted != key_service_pb2.KeyRules():
             request.rules.CopyFrom(wanted)
             if not free:
                 asked = key_service_pb2.GetKeyRequest(key_id=key_id)
                 old = mesh.keys.GetKey(asked, metadata=mesh.metadata, timeout=TIMEOUT_S).rules
                 request.rules.CopyFrom(keep_others(wanted, old))
+            set_caching(request.rules, caching)
         changed = mesh.keys.UpdateKey(request, metadata=mesh.metadata, timeout=TIMEOUT_S)
     typer.echo(f"{changed.key_id} ({changed.display_name}) is changed.")
 

@@ -7,6 +7,7 @@ import orjson
 
 from services.jobs import fields as check
 from services.jobs.errors import refuse, unsupported
+from services.kit.errors import MeshError
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
@@ -147,7 +148,11 @@ class LineReader:
             return self._wrong(custom_id, "invalid_request", "`body.model` must name a model.")
         if body.get("stream"):
             return self._wrong(custom_id, "invalid_request", "`body.stream` must not be true.")
-        return Line(self._number, custom_id, orjson.dumps({**body, "priority": "low"}))
+        try:
+            asked = check.written({**body, "priority": "low"})
+        except MeshError as error:
+            return self._wrong(custom_id, "invalid_request", error.message)
+        return Line(self._number, custom_id, asked)
 
     def _wrong(self, custom_id: str | None, code: str, message: str) -> Line:
         return Line(self._number, custom_id, None, (code, message))

@@ -15,7 +15,6 @@ from services.jobs.batches.requests import answered, unanswered
 from services.jobs.batches.work import UNKNOWN
 from services.jobs.identity import Pairs
 from services.jobs.nodes import local_reply
-from services.kit import headers
 from services.kit.errors import MeshError, from_rpc_error
 
 _R = errors_pb2.ErrorReason
@@ -71,6 +70,7 @@ class Runner:
     def __init__(self, channel: grpc.aio.Channel, callers: Callers) -> None:
         openai = openai_service_pb2_grpc.OpenAIServiceStub(channel)
         embeddings = embeddings_service_pb2_grpc.EmbeddingsServiceStub(channel)
+        # `admission.RPCS` names the same to auth.
         self._streams = {
             "/v1/chat/completions": openai.CreateChatCompletion,
             "/v1/completions": openai.CreateCompletion,
@@ -82,38 +82,26 @@ class Runner:
         """Runs a line.
 
         Raises:
-            NotNowError: Its key has no room now; it has not run.
+            NotNowError: Its key's lines must wait; it has not run.
             NoRoomError: The mesh has no room now; it has not run.
         """
         try:
-            body = await self._answer(claim)
+            metadata = await self._callers.admit(claim)
+        except MeshError as error:
+            return _refused(claim, error)
+        try:
+            body = await self._answer(claim, metadata)
             if not _is_json(body):
                 raise MeshError(_R.ERROR_REASON_ENGINE_FAILED, "The engine's answer is no JSON.")
         except MeshError as error:
             if error.reason in _NO_ROOM:
                 raise NoRoomError(error.retry_after_s) from None
-            refusal = error.openai_body().encode()
-            return Outcome(False, _result(claim, error.http_status, refusal))
+            return _refused(claim, error)
         except _BrokenError:
             return Outcome(False, unanswered(claim.request_id, claim.custom_id, *UNKNOWN))
         return Outcome(True, _result(claim, 200, body))
 
-    async def _answer(self, claim: Claim) -> bytes:
-        permit = await self._callers.permit(claim.batch.key_id)
-        model: str = orjson.loads(claim.body)["model"]
-        if not permit.models.allow(model):
-            raise MeshError(
-                _R.ERROR_REASON_MODEL_NOT_FOUND,
-                f"The model `{model}` does not exist or you do not have access to it.",
-                param="model",
-            )
-        is_limited = await self._callers.check_room(permit, model)
-        metadata: Pairs = (
-            *permit.identity,
-            (headers.REQUEST_ID, claim.request_id),
-            (headers.MODEL, model),
-            *(((headers.RESERVED, "1"),) if is_limited else ()),
-        )
+    async def _answer(self, claim: Claim, metadata: Pairs) -> bytes:
         request = httpbody_pb2.HttpBody(content_type="application/json", data=claim.body)
         stream = self._streams.get(claim.batch.fields["endpoint"])
         try:
@@ -129,7 +117,11 @@ class Runner:
             said = from_rpc_error(error)
             if said is None and error.code() is grpc.StatusCode.UNAVAILABLE:
                 raise _BrokenError from None
-            raise said or local_reply(error, model) from None
+            raise said or local_reply(error, orjson.loads(claim.body)["model"]) from None
+
+
+def _refused(claim: Claim, error: MeshError) -> Outcome:
+    return Outcome(False, _result(claim, error.http_status, error.openai_body().encode()))
 
 
 def _result(claim: Claim, status: int, body: bytes) -> bytes:

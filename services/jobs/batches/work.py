@@ -164,10 +164,14 @@ class Work:
             )
             await connection.execute(lines.delete().where(lines.c.batch_id == batch.id))
 
-    async def claim(self, count: int) -> list[Claim]:
+    async def claim(self, count: int, held: Sequence[str] = ()) -> list[Claim]:
         """Returns lines that are this worker's to run, from batches by chance.
 
         When this returns, it is committed that they run.
+
+        Args:
+            count: The most lines.
+            held: Batches of which none is to run now.
         """
         ready = (lines.c.state == "waiting") & (
             lines.c.wait_until.is_(None) | (lines.c.wait_until <= sa.func.now())
@@ -177,6 +181,7 @@ class Work:
             .where(
                 batches.c.status == "in_progress",
                 batches.c.due_time > sa.func.now(),
+                batches.c.id.not_in(held),
                 sa.exists().where(lines.c.batch_id == batches.c.id, ready),
             )
             .order_by(sa.func.random())

@@ -20,6 +20,8 @@ from services.kit.database import StoreUnavailableError
 log = logging.getLogger(__name__)
 
 _IDLE_S = 1.0
+# Where nothing runs here, and nobody has said that there is something.
+_RESTING_S = 3.0
 _BEATS = 3.0
 _ADDED = 200
 _RETRY_S = 2.0
@@ -68,6 +70,8 @@ class Worker:
         self._reasons: dict[asyncio.Task[None], tuple[str, str]] = {}
         self._poked = asyncio.Event()
         self._next_beat = 0.0
+        # Batches of which no line may begin, and until when.
+        self._held: dict[str, float] = {}
 
     def poke(self) -> None:
         """Says that there may be something to do."""
@@ -110,8 +114,13 @@ class Worker:
                 is_busy = False
             if not is_busy:
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_IDLE_S):
+                    async with asyncio.timeout(self._pause_s()):
                         await self._poked.wait()
+
+    def _pause_s(self) -> float:
+        if self._running:
+            return _IDLE_S
+        return max(_IDLE_S, min(_RESTING_S, self._beat_s))
 
     async def _step(self) -> bool:
         """Does what there is to do; returns whether there may be more at once."""
@@ -125,13 +134,18 @@ class Worker:
             await self._try_to_read(batch)
         claims: list[Claim] = []
         if free := self._pace.free(len(self._running)):
-            claims = await self._work.claim(free)
+            claims = await self._work.claim(free, self._held_now())
         for claim in claims:
             task = asyncio.create_task(self._run(claim), name=f"batch line {claim.request_id}")
             self._running[task] = claim
             task.add_done_callback(self._on_end)
         is_ended = await self._results.finalize()
         return bool(batch or claims or is_ended)
+
+    def _held_now(self) -> list[str]:
+        now = self._clock()
+        self._held = {batch_id: until for batch_id, until in self._held.items() if until > now}
+        return list(self._held)
 
     def _on_end(self, task: asyncio.Task[None]) -> None:
         self._running.pop(task, None)
@@ -190,6 +204,8 @@ class Worker:
             outcome = await self._runner.run(claim)
         except NotNowError as error:
             wait_s = error.wait_s
+            # All of them have the same key: another line of it would only be asked for in vain.
+            self._held[claim.batch.id] = self._clock() + wait_s
             await self._kept(lambda: self._work.put_back(claim, wait_s))
             return
         except NoRoomError as error:

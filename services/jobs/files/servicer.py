@@ -24,6 +24,7 @@ _BYTES = "application/octet-stream"
 _DEFAULT_LIMIT = 10_000
 _LEAST_TTL_S = 3600
 _MOST_DIGITS = 9
+_FIELDS = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]"})
 
 
 def new_file_id() -> str:
@@ -96,6 +97,9 @@ class FilesServicer(file_service_pb2_grpc.FileServiceServicer):
 
     def _checked(self, form: Form) -> int:
         """Returns how long the file is to be kept, in seconds."""
+        if unknown := form.fields.keys() - _FIELDS:
+            name = min(unknown)[:64]
+            raise unsupported(name, "is no field of files")
         purpose = form.fields.get("purpose")
         if purpose is None:
             raise invalid("purpose", "is missing")

@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 _Context = grpc.aio.ServicerContext[Any, Any]
 _JSON = "application/json; charset=utf-8"
 _STREAM = "text/event-stream; charset=utf-8"
+_COMMENT = b":"
 
 # What Envoy holds of a request, less what stands around the JSON.
 _MAX_CHAT_BYTES = 16 * 1024 * 1024 - 4096
@@ -133,13 +134,16 @@ class ResponsesServicer(response_service_pb2_grpc.ResponseServiceServicer):
                         # Why comes with the end of the call.
                         await answer.read_all()
                         raise _failed("The engine failed in the middle of the answer.")
-                events = response.feed(pieces)
-                if not events:
+                data = written(response.feed(pieces))
+                if not data and piece.startswith(_COMMENT):
+                    # A node keeps a silent stream alive: this caller waits as long.
+                    data = piece
+                if not data:
                     continue
                 if not has_sent:
                     has_sent = True
                     await context.send_initial_metadata(await answer.shown())
-                await _write(context, written(events), _STREAM)
+                await _write(context, data, _STREAM)
             if not response.has_finished:
                 raise _failed("The engine ended the answer without a reason.")
         except MeshError as error:

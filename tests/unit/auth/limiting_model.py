@@ -14,6 +14,7 @@ class Call:
     scopes: tuple[str, ...]
     tokens: int
     usd: int
+    with_places: tuple[str, ...]  # those of the scopes that limited concurrent calls
     counted: list[list[int]] = field(default_factory=list)  # second and tokens
     has_place: bool = True
     has_reservation: bool = True
@@ -42,7 +43,7 @@ class Model:
         return (
             len(recent),
             sum(part[1] for part in parts),
-            sum(call.has_place for call in live),
+            sum(call.has_place and scope in call.with_places for call in live),
             sum(call.tokens for call in held),
             sum(call.usd for call in held),
         )
@@ -69,7 +70,10 @@ class Model:
         found = self.refusals(scopes, tokens, usd, now)
         if not found:
             names = tuple(limits.scope for limits in scopes)
-            self.calls[id_] = Call(now, names, tokens, usd, [[now, tokens]])
+            with_places = tuple(
+                limits.scope for limits in scopes if limits.concurrent_requests is not None
+            )
+            self.calls[id_] = Call(now, names, tokens, usd, with_places, [[now, tokens]])
         return found
 
     def release(self, id_: str, reached: bool, now: int) -> None:

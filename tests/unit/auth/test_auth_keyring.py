@@ -36,6 +36,16 @@ def test_keys_that_change_places_are_both_kept() -> None:
     assert key_id(ring, ADMIN) == "key_user"
 
 
+def test_what_is_done_for_a_key_is_its_use() -> None:
+    ring = make_ring()
+    grant = ring.use("key_user")
+    assert grant is not None and grant.key_id == "key_user"
+    assert ring.take_used() == {"key_user"}
+    ring.apply([replace(make_key(ring, access_pb2.ROLE_USER), revoke_time=NOW)])
+    assert ring.use("key_user") is None
+    assert ring.take_used() == set()
+
+
 async def test_a_load_forgets_what_is_gone() -> None:
     ring = make_ring()
     await ring.load(MemoryKeyStore().all())

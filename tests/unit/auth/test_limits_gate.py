@@ -97,19 +97,22 @@ ROOM = {
 }
 
 
-async def test_an_admitted_call_gets_headers_a_mark_and_its_identity() -> None:
+@pytest.mark.parametrize(("holds_place", "mark"), [(False, "1"), (True, "place")])
+async def test_an_admitted_call_gets_headers_a_mark_and_its_identity(
+    holds_place: bool, mark: str
+) -> None:
     world = World(KEY, TENANT)
+    world.limiter.verdict = Verdict(True, **MINUTE, holds_place=holds_place)
     reply, headers = read(world.decide())
     assert reply.status.code == 0
     assert headers == ROOM
-    assert dict(reply.dynamic_metadata) == {limits_replies.RESERVED: True}
     to_service = {each.header.key: each.header.value for each in reply.ok_response.headers}
     assert to_service == {
         "x-mesh-key-id": "key_user",
         "x-mesh-tenant": "acme",
         "x-mesh-role": "user",
         "x-mesh-model": "m",
-        "x-mesh-reserved": "1",
+        "x-mesh-reserved": mark,
     }
     assert set(reply.ok_response.headers_to_remove) == {"authorization", "x-api-key"}
     [(request_id, scopes, tokens, usd)] = world.limiter.asked

@@ -48,3 +48,10 @@ def test_requests_have_ids_of_their_own() -> None:
     ids = {requests.request_id(b, n, t) for b in ("a", "b") for n in (1, 2) for t in (1, 2)}
     assert len(ids) == 8
     assert requests.request_id("a", 1, 1) == requests.request_id("a", 1, 1)
+
+
+@pytest.mark.parametrize("levels", [255, 900])
+def test_a_line_that_is_nested_too_deeply_is_its_own_matter(levels: int) -> None:
+    bad = good("b")[:-2] + b',"x":' + b"[" * levels + b"]" * levels + b"}}"
+    found = read(b"\n".join([good("a"), bad, good("c")]))
+    assert [line.error and line.error[0] for line in found] == [None, "invalid_request", None]

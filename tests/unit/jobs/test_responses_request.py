@@ -245,3 +245,11 @@ def test_a_body_that_is_no_object(body: bytes) -> None:
     with pytest.raises(MeshError) as caught:
         parse(body)
     assert caught.value.http_status == 400
+
+
+def test_what_is_too_deep_to_be_passed_on() -> None:
+    for levels in (250, 900):
+        nested = b"[" * levels + b"]" * levels
+        with pytest.raises(MeshError) as caught:
+            parse(b'{"model":"m","input":"hi","x":' + nested + b"}")
+        assert caught.value.reason_name == "INVALID_JSON"

@@ -30,7 +30,9 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_USER: _Role.ValueType  # 1
     """Calls inference, embeddings and the model list."""
     ROLE_NODE: _Role.ValueType  # 2
-    """Joins as a node and reports usage; held by node agents only."""
+    """Joins as a node, reports usage, and has questions embedded that it compares; held by node agents
+    only.
+    """
     ROLE_ADMIN: _Role.ValueType  # 3
     """Everything that a user may, and the administration of the mesh."""
     ROLE_JOIN: _Role.ValueType  # 4
@@ -50,7 +52,9 @@ ROLE_UNSPECIFIED: Role.ValueType  # 0
 ROLE_USER: Role.ValueType  # 1
 """Calls inference, embeddings and the model list."""
 ROLE_NODE: Role.ValueType  # 2
-"""Joins as a node and reports usage; held by node agents only."""
+"""Joins as a node, reports usage, and has questions embedded that it compares; held by node agents
+only.
+"""
 ROLE_ADMIN: Role.ValueType  # 3
 """Everything that a user may, and the administration of the mesh."""
 ROLE_JOIN: Role.ValueType  # 4

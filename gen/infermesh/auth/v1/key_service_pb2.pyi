@@ -22,6 +22,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Caching:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CachingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Caching.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CACHING_UNSPECIFIED: _Caching.ValueType  # 0
+    """As the call's `enable_caching` says; where it does not, as the node keeps its model's answers."""
+    CACHING_OFF: _Caching.ValueType  # 1
+    """Never, whatever the call and the node say."""
+    CACHING_ON: _Caching.ValueType  # 2
+    """As the call's `enable_caching` says; where it does not, if its `temperature` is 0, whatever the
+    model. Who asks for chance, or leaves it to the model, gets a new answer.
+    """
+
+class Caching(_Caching, metaclass=_CachingEnumTypeWrapper):
+    """When a call may be answered with an earlier answer to the same, and its own be kept."""
+
+CACHING_UNSPECIFIED: Caching.ValueType  # 0
+"""As the call's `enable_caching` says; where it does not, as the node keeps its model's answers."""
+CACHING_OFF: Caching.ValueType  # 1
+"""Never, whatever the call and the node say."""
+CACHING_ON: Caching.ValueType  # 2
+"""As the call's `enable_caching` says; where it does not, if its `temperature` is 0, whatever the
+model. Who asks for chance, or leaves it to the model, gets a new answer.
+"""
+Global___Caching: _TypeAlias = Caching  # noqa: Y015
+
 class _Redaction:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -174,6 +202,11 @@ class KeyRules(_message.Message):
     CORS_ORIGINS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     GUARDRAILS_FIELD_NUMBER: _builtins.int
+    CACHING_FIELD_NUMBER: _builtins.int
+    caching: Global___Caching.ValueType
+    """Whether earlier answers are given to its calls, and their answers kept. Default (unset): as the
+    call and its model's node say.
+    """
     @_builtins.property
     def allowed_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Patterns of the models that the key may use, by the name that callers send and by the name that
@@ -215,10 +248,11 @@ class KeyRules(_message.Message):
         cors_origins: _abc.Iterable[_builtins.str] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         guardrails: Global___Guardrails | None = ...,
+        caching: Global___Caching.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["guardrails", b"guardrails"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_models", b"allowed_models", "cors_origins", b"cors_origins", "denied_models", b"denied_models", "guardrails", b"guardrails", "labels", b"labels", "networks", b"networks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_models", b"allowed_models", "caching", b"caching", "cors_origins", b"cors_origins", "denied_models", b"denied_models", "guardrails", b"guardrails", "labels", b"labels", "networks", b"networks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

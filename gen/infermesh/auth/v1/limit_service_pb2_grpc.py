@@ -40,7 +40,7 @@ class LimitServiceStub:
     the true count 0 until the ledger says otherwise; it stays one of the calls of its slot. Where
     the ledger does not know the tokens, the reservation stands in the minute, and, where that is
     so because the caller left before the end, in the day and the month too.
-    - A call takes a place of `concurrent_requests` from when it is let in until it ends.
+    - A call that is let in where `concurrent_requests` is set takes a place of it until it ends.
     - A day and a month are UTC's. A call is let in where the ledger's sum, the reservations of the
     calls that are not settled and the call's own are the limit at most: it is never passed by more
     than the reservations in flight were wrong by.
@@ -111,7 +111,7 @@ class LimitServiceServicer:
     the true count 0 until the ledger says otherwise; it stays one of the calls of its slot. Where
     the ledger does not know the tokens, the reservation stands in the minute, and, where that is
     so because the caller left before the end, in the day and the month too.
-    - A call takes a place of `concurrent_requests` from when it is let in until it ends.
+    - A call that is let in where `concurrent_requests` is set takes a place of it until it ends.
     - A day and a month are UTC's. A call is let in where the ledger's sum, the reservations of the
     calls that are not settled and the call's own are the limit at most: it is never passed by more
     than the reservations in flight were wrong by.
@@ -239,7 +239,7 @@ class LimitService:
     the true count 0 until the ledger says otherwise; it stays one of the calls of its slot. Where
     the ledger does not know the tokens, the reservation stands in the minute, and, where that is
     so because the caller left before the end, in the day and the month too.
-    - A call takes a place of `concurrent_requests` from when it is let in until it ends.
+    - A call that is let in where `concurrent_requests` is set takes a place of it until it ends.
     - A day and a month are UTC's. A call is let in where the ledger's sum, the reservations of the
     calls that are not settled and the call's own are the limit at most: it is never passed by more
     than the reservations in flight were wrong by.

@@ -41,7 +41,7 @@ class LimitServiceStub:
       the true count 0 until the ledger says otherwise; it stays one of the calls of its slot. Where
       the ledger does not know the tokens, the reservation stands in the minute, and, where that is
       so because the caller left before the end, in the day and the month too.
-    - A call takes a place of `concurrent_requests` from when it is let in until it ends.
+    - A call that is let in where `concurrent_requests` is set takes a place of it until it ends.
     - A day and a month are UTC's. A call is let in where the ledger's sum, the reservations of the
       calls that are not settled and the call's own are the limit at most: it is never passed by more
       than the reservations in flight were wrong by.
@@ -97,7 +97,7 @@ class LimitServiceAsyncStub(LimitServiceStub):
       the true count 0 until the ledger says otherwise; it stays one of the calls of its slot. Where
       the ledger does not know the tokens, the reservation stands in the minute, and, where that is
       so because the caller left before the end, in the day and the month too.
-    - A call takes a place of `concurrent_requests` from when it is let in until it ends.
+    - A call that is let in where `concurrent_requests` is set takes a place of it until it ends.
     - A day and a month are UTC's. A call is let in where the ledger's sum, the reservations of the
       calls that are not settled and the call's own are the limit at most: it is never passed by more
       than the reservations in flight were wrong by.
@@ -149,7 +149,7 @@ class LimitServiceServicer(metaclass=_abc_1.ABCMeta):
       the true count 0 until the ledger says otherwise; it stays one of the calls of its slot. Where
       the ledger does not know the tokens, the reservation stands in the minute, and, where that is
       so because the caller left before the end, in the day and the month too.
-    - A call takes a place of `concurrent_requests` from when it is let in until it ends.
+    - A call that is let in where `concurrent_requests` is set takes a place of it until it ends.
     - A day and a month are UTC's. A call is let in where the ledger's sum, the reservations of the
       calls that are not settled and the call's own are the limit at most: it is never passed by more
       than the reservations in flight were wrong by.

@@ -28,7 +28,7 @@ from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 from infermesh.access.v1 import access_pb2 as infermesh_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0infermesh/embeddings/v1/embeddings_service.proto\x12\x17infermesh.embeddings.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a infermesh/access/v1/access.proto\"\xe4\x01\n\x0c\x45mbedRequest\x12\x19\n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1f\n\x06inputs\x18\x02 \x03(\tB\x0f\xbaH\x0c\x92\x01\t\x10\x80\x10\"\x04r\x02\x10\x01\x12\x44\n\x0ctoken_inputs\x18\x03 \x03(\x0b\x32#.infermesh.embeddings.v1.TokenInputB\t\xbaH\x06\x92\x01\x03\x10\x80\x10\x12$\n\ndimensions\x18\x04 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\x80\x80\x04(\x01H\x00\x88\x01\x01:\x1d\xbaH\x1a\"\x18\n\x06inputs\n\x0ctoken_inputs\x10\x01\x42\r\n\x0b_dimensions\"-\n\nTokenInput\x12\x1f\n\x03ids\x18\x01 \x03(\x05\x42\x12\xbaH\x0f\x92\x01\x0c\x08\x01\x10\xc0\x84=\"\x04\x1a\x02(\x00\"+\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0e\n\x06\x63\x61\x63hed\x18\x02 \x01(\x08\"m\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x36\n\nembeddings\x18\x02 \x03(\x0b\x32\".infermesh.embeddings.v1.Embedding\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x05\x32\xdc\x01\n\x11\x45mbeddingsService\x12\x63\n\x10\x43reateEmbeddings\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"#\xb2\xe1\x18\x02\x01\x03\xb8\xe1\x18\x01\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/embeddings:\x01*\x12\x62\n\x05\x45mbed\x12%.infermesh.embeddings.v1.EmbedRequest\x1a&.infermesh.embeddings.v1.EmbedResponse\"\n\xb2\xe1\x18\x02\x01\x03\xb8\xe1\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0infermesh/embeddings/v1/embeddings_service.proto\x12\x17infermesh.embeddings.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\x1a infermesh/access/v1/access.proto\"\xe4\x01\n\x0c\x45mbedRequest\x12\x19\n\x05model\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\x12\x1f\n\x06inputs\x18\x02 \x03(\tB\x0f\xbaH\x0c\x92\x01\t\x10\x80\x10\"\x04r\x02\x10\x01\x12\x44\n\x0ctoken_inputs\x18\x03 \x03(\x0b\x32#.infermesh.embeddings.v1.TokenInputB\t\xbaH\x06\x92\x01\x03\x10\x80\x10\x12$\n\ndimensions\x18\x04 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\x80\x80\x04(\x01H\x00\x88\x01\x01:\x1d\xbaH\x1a\"\x18\n\x06inputs\n\x0ctoken_inputs\x10\x01\x42\r\n\x0b_dimensions\"-\n\nTokenInput\x12\x1f\n\x03ids\x18\x01 \x03(\x05\x42\x12\xbaH\x0f\x92\x01\x0c\x08\x01\x10\xc0\x84=\"\x04\x1a\x02(\x00\"+\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\x12\x0e\n\x06\x63\x61\x63hed\x18\x02 \x01(\x08\"m\n\rEmbedResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x36\n\nembeddings\x18\x02 \x03(\x0b\x32\".infermesh.embeddings.v1.Embedding\x12\x15\n\rprompt_tokens\x18\x03 \x01(\x05\x32\xdd\x01\n\x11\x45mbeddingsService\x12\x63\n\x10\x43reateEmbeddings\x12\x14.google.api.HttpBody\x1a\x14.google.api.HttpBody\"#\xb2\xe1\x18\x02\x01\x03\xb8\xe1\x18\x01\x82\xd3\xe4\x93\x02\x13\"\x0e/v1/embeddings:\x01*\x12\x63\n\x05\x45mbed\x12%.infermesh.embeddings.v1.EmbedRequest\x1a&.infermesh.embeddings.v1.EmbedResponse\"\x0b\xb2\xe1\x18\x03\x01\x03\x02\xb8\xe1\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -50,7 +50,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EMBEDDINGSSERVICE'].methods_by_name['CreateEmbeddings']._loaded_options = None
   _globals['_EMBEDDINGSSERVICE'].methods_by_name['CreateEmbeddings']._serialized_options = b'\262\341\030\002\001\003\270\341\030\001\202\323\344\223\002\023\"\016/v1/embeddings:\001*'
   _globals['_EMBEDDINGSSERVICE'].methods_by_name['Embed']._loaded_options = None
-  _globals['_EMBEDDINGSSERVICE'].methods_by_name['Embed']._serialized_options = b'\262\341\030\002\001\003\270\341\030\001'
+  _globals['_EMBEDDINGSSERVICE'].methods_by_name['Embed']._serialized_options = b'\262\341\030\003\001\003\002\270\341\030\001'
   _globals['_EMBEDREQUEST']._serialized_start=198
   _globals['_EMBEDREQUEST']._serialized_end=426
   _globals['_TOKENINPUT']._serialized_start=428
@@ -60,5 +60,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EMBEDRESPONSE']._serialized_start=520
   _globals['_EMBEDRESPONSE']._serialized_end=629
   _globals['_EMBEDDINGSSERVICE']._serialized_start=632
-  _globals['_EMBEDDINGSSERVICE']._serialized_end=852
+  _globals['_EMBEDDINGSSERVICE']._serialized_end=853
 # @@protoc_insertion_point(module_scope)

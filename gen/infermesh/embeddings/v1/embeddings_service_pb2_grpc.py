@@ -63,7 +63,8 @@ class EmbeddingsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Embed(self, request, context):
-        """Does the same with typed messages. Fails like `CreateEmbeddings`.
+        """Does the same with typed messages. Fails like `CreateEmbeddings`. Nodes compare questions by it
+        (docs/cache.md): a key of no tenant neither finds cached vectors nor leaves any.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

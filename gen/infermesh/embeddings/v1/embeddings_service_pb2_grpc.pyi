@@ -41,7 +41,9 @@ class EmbeddingsServiceStub:
     tokens or cuts no vectors), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`).
     """
     Embed: _grpc.UnaryUnaryMultiCallable[_embeddings_service_pb2.EmbedRequest, _embeddings_service_pb2.EmbedResponse]
-    """Does the same with typed messages. Fails like `CreateEmbeddings`."""
+    """Does the same with typed messages. Fails like `CreateEmbeddings`. Nodes compare questions by it
+    (docs/cache.md): a key of no tenant neither finds cached vectors nor leaves any.
+    """
 
 @_typing.type_check_only
 class EmbeddingsServiceAsyncStub(EmbeddingsServiceStub):
@@ -55,7 +57,9 @@ class EmbeddingsServiceAsyncStub(EmbeddingsServiceStub):
     tokens or cuts no vectors), NOT_FOUND (`MODEL_NOT_FOUND`), UNAVAILABLE (`NO_NODE_AVAILABLE`).
     """
     Embed: _aio.UnaryUnaryMultiCallable[_embeddings_service_pb2.EmbedRequest, _embeddings_service_pb2.EmbedResponse]  # type: ignore[assignment]
-    """Does the same with typed messages. Fails like `CreateEmbeddings`."""
+    """Does the same with typed messages. Fails like `CreateEmbeddings`. Nodes compare questions by it
+    (docs/cache.md): a key of no tenant neither finds cached vectors nor leaves any.
+    """
 
 class EmbeddingsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Turns texts into vectors, with a cache and batching in front of the embedding nodes."""
@@ -78,6 +82,8 @@ class EmbeddingsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _embeddings_service_pb2.EmbedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_embeddings_service_pb2.EmbedResponse, _abc.Awaitable[_embeddings_service_pb2.EmbedResponse]]:
-        """Does the same with typed messages. Fails like `CreateEmbeddings`."""
+        """Does the same with typed messages. Fails like `CreateEmbeddings`. Nodes compare questions by it
+        (docs/cache.md): a key of no tenant neither finds cached vectors nor leaves any.
+        """
 
 def add_EmbeddingsServiceServicer_to_server(servicer: EmbeddingsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -38,6 +38,8 @@ class _CapabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Capability
     """Answers that keep to a JSON schema."""
     CAPABILITY_VISION: _Capability.ValueType  # 5
     """Pictures in messages."""
+    CAPABILITY_RERANK: _Capability.ValueType  # 6
+    """Rankings of documents. Set where the engine tells, or shows, that it can."""
 
 class Capability(_Capability, metaclass=_CapabilityEnumTypeWrapper):
     """What a model can be asked to do."""
@@ -54,6 +56,8 @@ CAPABILITY_STRUCTURED_OUTPUT: Capability.ValueType  # 4
 """Answers that keep to a JSON schema."""
 CAPABILITY_VISION: Capability.ValueType  # 5
 """Pictures in messages."""
+CAPABILITY_RERANK: Capability.ValueType  # 6
+"""Rankings of documents. Set where the engine tells, or shows, that it can."""
 Global___Capability: _TypeAlias = Capability  # noqa: Y015
 
 class _NodeState:
