@@ -2,7 +2,7 @@
 --
 --   infermesh.request     the fields of FIELDS with the values that they have, `stream` always;
 --                         `body` is `invalid` where the body is no JSON object
---   infermesh.prompt      `tools`, where the body lists any
+--   infermesh.prompt      `tools`, where the body lists any; `vision`, where Ollama's lists pictures
 --   infermesh.fallbacks   `models`: the list as it stands, in base64; auth reads it too
 --
 -- Envoy's json_to_metadata makes a tree of the whole body, which was about half of Envoy's CPU for
@@ -205,7 +205,7 @@ local function read(text, is_ollamas)
     elseif is_ollamas and name == "format" then
       found.schema = nil
       nested("type", first, "schema") -- every JSON schema has one
-    elseif name == "tools" or name == "fallback_models" then
+    elseif name == "tools" or name == "fallback_models" or (is_ollamas and name == "images") then
       lists[name] = text:byte(first) == 91 and text:sub(first, math.min(last, first + MOST)) or nil
     end
   end
@@ -238,6 +238,9 @@ function envoy_on_request(handle)
   for name, said in pairs(found) do metadata:set("infermesh.request", name, said) end
   if lists.tools ~= nil and lists.tools:find("^%[[ \t\r\n]*{") then
     metadata:set("infermesh.prompt", "tools", true)
+  end
+  if lists.images ~= nil and lists.images:find('^%[[ \t\r\n]*"') then
+    metadata:set("infermesh.prompt", "vision", true)
   end
   if lists.fallback_models ~= nil then
     metadata:set("infermesh.fallbacks", "models", handle:base64Escape(lists.fallback_models))

@@ -32,6 +32,8 @@ local ANTHROPIC = {
   ["503"] = "overloaded_error",
   ["504"] = "timeout_error",
 }
+-- What stands in a message with a picture; Ollama's other list of pictures is for fields.lua.
+local PICTURES = {anthropic = '"type"%s*:%s*"image"', ollama = '"images"%s*:%s*%[%s*"'}
 -- Whose bodies are prompts as a whole.
 local WHOLE = {
   ["/v1/embeddings"] = true,
@@ -151,7 +153,8 @@ local function cut_prompt(handle, form, dialect)
   end
   local text = table.concat(pieces)
   -- Routing knows OpenAI's word for pictures.
-  if dialect == "anthropic" and text:find('"type"%s*:%s*"image"') then
+  local picture = PICTURES[dialect]
+  if picture ~= nil and text:find(picture) then
     metadata:set("infermesh.prompt", "vision", true)
   end
   metadata:set("infermesh.prompt", "text", handle:base64Escape(text))
@@ -211,5 +214,7 @@ function envoy_on_response(handle)
   headers:remove("grpc-message")
   headers:remove("grpc-status-details-bin")
   headers:replace("content-type", "application/json")
+  -- gRPC has no status of its own for it; in texts of the error the quotes would be escaped.
+  if body:find('"code":"request_too_large"', 1, true) then headers:replace(":status", "413") end
   refuse(handle, headers, body)
 end

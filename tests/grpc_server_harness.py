@@ -13,6 +13,7 @@ import uvloop
 from jh2 import _hazmat
 
 from services.kit.grpc_server import GrpcServer, Limits, wire
+from services.kit.grpc_server.header_blocks import HeaderDecoder
 
 MAX_MESSAGE_BYTES = 24 * 1024 * 1024
 
@@ -250,7 +251,7 @@ class Peer:
         self.sock = socket.create_connection(("127.0.0.1", port), 10)
         self._rest = b""
         self._encoder = _hazmat.Encoder()
-        self._decoder = wire.HeaderDecoder(2**20)
+        self._decoder = HeaderDecoder(2**20)
         self._next_id = 1
         if greet:
             self.send(wire.PREFACE + wire.settings_frame(settings))

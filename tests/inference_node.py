@@ -151,6 +151,8 @@ class FakeEngine:
             await reply.json({"error": {"code": 501, "type": "not_supported_error"}}, 501)
         elif reply.path == "/v1/embeddings":
             await self._embed(reply)
+        elif reply.path == "/v1/rerank" and self.serves_vectors:
+            await reply.json({"error": {"code": 501, "type": "not_supported_error"}}, 501)
         else:
             self.requests.append(reply)
             await self.script(reply)

@@ -11,10 +11,10 @@ from google.api import httpbody_pb2
 
 from inference_node import MODEL, refusal, rest
 from infermesh.auth.v1 import (
+    admission_service_pb2,
+    admission_service_pb2_grpc,
     key_service_pb2,
     key_service_pb2_grpc,
-    limit_service_pb2,
-    limit_service_pb2_grpc,
 )
 from infermesh.errors.v1 import errors_pb2
 from infermesh.jobs.v1 import (
@@ -33,44 +33,54 @@ from support import free_port
 
 
 class FakeAuth(
-    key_service_pb2_grpc.KeyServiceServicer, limit_service_pb2_grpc.LimitServiceServicer
+    key_service_pb2_grpc.KeyServiceServicer,
+    admission_service_pb2_grpc.AdmissionServiceServicer,
 ):
-    """Knows keys and what is used of their limits."""
+    """Knows one key, and answers as it is told.
+
+    Attributes:
+        keys: The ids of the keys that there are.
+        headers: What lines go to nodes with besides.
+        refusals: What lines are refused with, by their model.
+        asked: What was asked about lines.
+    """
 
     def __init__(self) -> None:
-        self.keys = {"k": key_service_pb2.Key(key_id="k", tenant="t", project="default", role=1)}
-        self.uses: dict[str, limit_service_pb2.LimitUse] = {}
+        self.keys = {"k"}
+        self.headers: dict[str, str] = {}
+        self.refusals: dict[str, MeshError] = {}
+        self.asked: list[admission_service_pb2.AdmitCallRequest] = []
         self.address = ""
 
     async def GetKey(  # noqa: N802 - as the proto names it
         self, request: Any, context: Any
     ) -> key_service_pb2.Key:
         if request.key_id not in self.keys:
-            raise _not_found()
-        return self.keys[request.key_id]
+            raise MeshError(errors_pb2.ERROR_REASON_NOT_FOUND, "It is not there.")
+        return key_service_pb2.Key(key_id=request.key_id)
 
-    async def GetLimitState(  # noqa: N802
+    async def AdmitCall(  # noqa: N802
         self, request: Any, context: Any
-    ) -> limit_service_pb2.LimitState:
-        if request.scope.key_id not in self.uses:
-            raise _not_found()
-        return limit_service_pb2.LimitState(uses=[self.uses[request.scope.key_id]])
+    ) -> admission_service_pb2.AdmitCallResponse:
+        self.asked.append(request)
+        if refusal := self.refusals.get(request.model):
+            raise refusal
+        said = {"x-mesh-key-id": request.key_id, "x-mesh-tenant": "t"}
+        return admission_service_pb2.AdmitCallResponse(
+            headers=said | {"x-mesh-model": request.model} | self.headers
+        )
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
         server = grpc.aio.server()
         key_service_pb2_grpc.add_KeyServiceServicer_to_server(self, guarded(server))
-        limit_service_pb2_grpc.add_LimitServiceServicer_to_server(self, guarded(server))
+        admission_service_pb2_grpc.add_AdmissionServiceServicer_to_server(self, guarded(server))
         self.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         try:
             yield
         finally:
             await server.stop(0)
-
-
-def _not_found() -> MeshError:
-    return MeshError(errors_pb2.ERROR_REASON_NOT_FOUND, "It is not there.")
 
 
 class Jobs:
@@ -105,8 +115,8 @@ class Jobs:
         text = await rest(self.files.GetFileContent(request, metadata=of()))
         return [orjson.loads(line) for line in text.splitlines()]
 
-    async def batch(self, text: bytes, **fields: Any) -> dict[str, Any]:
-        """Makes a batch of lines."""
+    async def batch(self, text: bytes, key_id: str = "k", **fields: Any) -> dict[str, Any]:
+        """Makes a batch of lines for a key of the tenant `t`."""
         body = {
             "input_file_id": (await self.uploaded(text))["id"],
             "endpoint": "/v1/chat/completions",
@@ -114,7 +124,8 @@ class Jobs:
             **fields,
         }
         request = httpbody_pb2.HttpBody(data=orjson.dumps(body))
-        answer = await self.batches.CreateBatch(request, metadata=of())
+        metadata = of(**{"key-id": key_id})
+        answer = await self.batches.CreateBatch(request, metadata=metadata)
         return dict(orjson.loads(answer.data))
 
     async def batch_now(self, batch_id: str) -> dict[str, Any]:

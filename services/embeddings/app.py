@@ -22,7 +22,7 @@ from services.embeddings.node import EmbeddingNodes
 from services.embeddings.servicer import EmbeddingsServicer
 from services.embeddings.servicer_ollama import OllamaEmbeddingsServicer
 from services.embeddings.settings import EmbeddingsSettings
-from services.kit import globs, tls
+from services.kit import globs, tls, workers
 from services.kit.audit_inference import InferenceAudit
 from services.kit.audit_sender import auth_channel, reporting
 from services.kit.channels import open_channel
@@ -51,7 +51,7 @@ def make_app(settings: EmbeddingsSettings) -> App:
             )
             spool = await stack.enter_async_context(
                 open_spool(
-                    settings.state_dir / "usage",
+                    workers.own(settings.state_dir) / "usage",
                     usage_service_pb2_grpc.UsageServiceStub(metrics).RecordUsage,
                 )
             )

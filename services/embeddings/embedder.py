@@ -41,7 +41,7 @@ class Embedder:
         Args:
             model: The model's name.
             texts: At least one, all texts or all tokens; equal ones are embedded once.
-            tenant: Whose part of the cache is used.
+            tenant: Whose part of the cache is used; empty is none.
             request_id: The id that calls to a node carry.
             field: The name of the field that holds the texts, for errors. Example: `input`.
             dimensions: How many components the vectors are to have; None is all.
@@ -74,12 +74,18 @@ class Embedder:
         for index, text in enumerate(texts):
             fields.setdefault(text, f"{field}[{index}]")
         unique = list(fields)
-        known = await self._cache.get(tenant, model, unique, dimensions)
+        # A node's texts are those of any tenant: by the time that an answer takes, one would learn
+        # what another has asked.
+        if not tenant:
+            known: list[Vector | None] = [None] * len(unique)
+        else:
+            known = await self._cache.get(tenant, model, unique, dimensions)
         vectors = {
             text: vector for text, vector in zip(unique, known, strict=True) if vector is not None
         }
         if missing := {text: fields[text] for text in unique if text not in vectors}:
             made = await self._batcher.embed(model, missing, request_id, dimensions)
-            await self._cache.put(tenant, model, made, dimensions)
+            if tenant:
+                await self._cache.put(tenant, model, made, dimensions)
             vectors.update(made)
         return [vectors[text] for text in texts]

@@ -16,6 +16,14 @@ MAX_TOKENS = 1_000_000
 """Of one input."""
 _MAX_TOKEN = 2**31 - 1
 _MAX_MODEL_CHARS = 200
+# What changes nothing of a vector: who asks, and the mesh's own fields.
+_FIELDS = frozenset(
+    {
+        *("model", "input", "encoding_format", "dimensions", "user", "safety_identifier"),
+        *("preferred_framework", "fallback_models", "enable_caching", "optimization_level"),
+        *("priority", "session_id"),
+    }
+)
 
 
 class EmbeddingsRequest(NamedTuple):
@@ -31,7 +39,7 @@ def parse(body: bytes) -> EmbeddingsRequest:
     """Reads a request body.
 
     Raises:
-        MeshError: `INVALID_JSON`, or `INVALID_ARGUMENT` with the field at fault.
+        MeshError: `INVALID_JSON`; `INVALID_ARGUMENT` or `UNSUPPORTED` with the field at fault.
     """
     try:
         request = orjson.loads(body)
@@ -52,6 +60,13 @@ def parse(body: bytes) -> EmbeddingsRequest:
         type(dimensions) is int and 0 < dimensions <= MAX_DIMENSIONS
     ):
         _refuse("dimensions", f"`dimensions` must be an integer from 1 to {MAX_DIMENSIONS}.")
+    for name, said in request.items():
+        if name not in _FIELDS and said not in (None, False, "", [], {}):
+            raise MeshError(
+                errors_pb2.ERROR_REASON_UNSUPPORTED,
+                f"{name[:60]}: is nothing that the mesh can do with vectors.",
+                param=name[:60],
+            )
     inputs = _inputs(request.get("input"))
     return EmbeddingsRequest(model, inputs, encoding == "base64", dimensions)
 

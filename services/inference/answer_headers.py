@@ -10,7 +10,8 @@ def answer_headers(caller: Caller, redactions: int, cache: str = "") -> tuple[tu
     Args:
         caller: Who asked, with routing's decision where they want to see it.
         redactions: How many places of the prompt were replaced.
-        cache: `hit` or `miss` where an earlier answer was looked for.
+        cache: `hit` or `miss` where an earlier answer was looked for; `hit 0.971` where it answers
+            a question that is only so similar.
     """
     said: tuple[tuple[str, str], ...] = ()
     if caller.decision:
@@ -18,5 +19,8 @@ def answer_headers(caller: Caller, redactions: int, cache: str = "") -> tuple[tu
     if redactions:
         said += ((headers.REDACTIONS, str(redactions)),)
     if cache:
-        said += ((headers.CACHE, cache),)
+        found, _, similarity = cache.partition(" ")
+        said += ((headers.CACHE, found),)
+        if similarity:
+            said += ((headers.CACHE_SIMILARITY, similarity),)
     return said

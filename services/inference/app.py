@@ -34,7 +34,8 @@ from services.inference.prompt_counter import PromptCounter
 from services.inference.relay import Relay
 from services.inference.reports import NodeFacts
 from services.inference.reranking import Reranker
-from services.inference.response_cache.relay import CachingRelay, response_cache_of
+from services.inference.response_cache.cache import response_cache_of
+from services.inference.response_cache.relay import CachingRelay
 from services.inference.servicer_openai_more import MoreServicer
 from services.inference.servicer_typed import TypedServicer
 from services.inference.settings import InferenceSettings
@@ -119,7 +120,7 @@ def make_app(settings: InferenceSettings) -> App:
                 GatewayMetadata(settings.node_id, engine.name, prices),
                 InferenceAudit(recorder, settings.node_id),
             )
-            cache = response_cache_of(settings)
+            cache = response_cache_of(settings, channel, credentials)
             relay = Relay(*way) if cache is None else CachingRelay(cache, *way)
             identity = Identity(settings.node_id)
             guard = PromptGuard()

@@ -5,27 +5,23 @@ from typing import Protocol, cast
 
 import httptools
 
+from services.inference.transport_errors import (
+    EngineConnectionError,
+    EngineOvertimeError,
+    EngineTimeoutError,
+)
+
 # What waits for a slow reader: this, and the last that the socket gave.
 _MAX_BUFFERED_BYTES = 64 * 1024
 # Longer requests are not copied to stand in one piece with their head.
 _LONG_BODY_BYTES = 256 * 1024
 _MAX_HEADER_COUNT = 100
-
-
-class EngineConnectionError(Exception):
-    """The connection to the engine could not be made, or broke before the answer was complete."""
-
-
-class EngineConnectError(EngineConnectionError):
-    """The engine does not take connections."""
-
-
-class EngineTimeoutError(Exception):
-    """The engine sent nothing for longer than the idle timeout."""
-
-
-class EngineOvertimeError(EngineTimeoutError):
-    """The engine was not done with an answer within the time that one may take."""
+# Pieces of a stream that follow each other faster than this are left to gather at the socket for a
+# moment (`Pool.rest`). What comes as people read, or less often, passes at once.
+_RUSH_S = 0.0015
+# Of these none waits: an answer's first words come after what only says whose they are.
+_FIRST_READS = 2
+_STREAMS = ("text/event-stream", "application/x-ndjson")
 
 
 class Pool(Protocol):
@@ -43,6 +39,10 @@ class Pool(Protocol):
         """Drops a connection that the engine closed between exchanges."""
         ...
 
+    def rest(self, connection: "Connection") -> None:
+        """Calls the connection's `go_on` in a moment."""
+        ...
+
 
 class Connection(asyncio.Protocol):
     """One connection; it carries one exchange at a time."""
@@ -51,27 +51,33 @@ class Connection(asyncio.Protocol):
         self._pool = pool
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._parser = httptools.HttpResponseParser(self)
+        self._pieces: list[bytes] = []
+        # What the parser calls for each piece of a body: no code of ours runs for it.
+        self.on_body = self._pieces.append
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._began_at = self._heard_at = 0.0
         self._error: Exception | None = None
         self._is_busy = False
+        self._parser = httptools.HttpResponseParser(self)
         self._reset()
 
     def _reset(self) -> None:
         self.status = 0
         self.content_type = ""
         self.has_answered = False
-        self._pieces: list[bytes] = []
+        self._pieces.clear()
         self._size = 0
         self._wanted = 0
         self._header_count = 0
         self._has_head = False
         self._has_length = False
+        self._read_count = 0
+        self._is_stream = False
         self._is_reusable = False
         self.is_complete = False
         self._is_paused = False
+        self._is_resting = False
         self._hurried_s: float | None = None
 
     async def send(self, head: bytes, body: bytes) -> None:
@@ -111,28 +117,37 @@ class Connection(asyncio.Protocol):
             await self._wait()
         if not self._pieces:
             return b""
-        pieces = self._pieces
         if self._size > _MAX_BUFFERED_BYTES:
-            pieces = self._take_some(pieces)
+            taken = self._take_some()
         else:
-            self._pieces = []
+            taken = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+            self._pieces.clear()
             self._size = 0
         if self._is_paused and self._size <= _MAX_BUFFERED_BYTES and self._transport is not None:
             self._is_paused = False
             # Silence counts from here: until now it was the reader who was slow.
             self._heard_at = self._loop.time()
-            self._transport.resume_reading()
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if not self._is_resting:
+                self._transport.resume_reading()
+        return taken
 
-    def _take_some(self, pieces: list[bytes]) -> list[bytes]:
+    def _take_some(self) -> bytes:
         # All that a reader takes is copied on its way: a slow one is not given everything.
         size = count = 0
         while size < _MAX_BUFFERED_BYTES:
-            size += len(pieces[count])
+            size += len(self._pieces[count])
             count += 1
-        self._pieces = pieces[count:]
+        taken = b"".join(self._pieces[:count])
+        del self._pieces[:count]
         self._size -= size
-        return pieces[:count]
+        return taken
+
+    def go_on(self) -> None:
+        """Ends a rest: reads what has gathered."""
+        if self._is_resting:
+            self._is_resting = False
+            if self._transport is not None and not self._is_paused:
+                self._transport.resume_reading()
 
     def release(self) -> None:
         """Ends the exchange."""
@@ -223,16 +238,26 @@ class Connection(asyncio.Protocol):
             self.drop()
             return
         self.has_answered = True
-        self._heard_at = self._loop.time()
+        now = self._loop.time()
+        is_rushing = self._read_count >= _FIRST_READS and now - self._heard_at < _RUSH_S
+        self._heard_at = now
+        count = len(self._pieces)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._fail(EngineConnectionError(f"the engine does not speak HTTP: {error}"))
             self.drop()
             return
+        if len(self._pieces) > count:
+            self._size += sum(map(len, self._pieces[count:] if count else self._pieces))
+            self._read_count += self._is_stream
         if self._size > _MAX_BUFFERED_BYTES and not self._is_paused and self._transport is not None:
             self._is_paused = True
             self._transport.pause_reading()
+        elif is_rushing and not self.is_complete and self._transport is not None:
+            self._is_resting = True
+            self._transport.pause_reading()
+            self._pool.rest(self)
         if self._has_head and (self._size >= self._wanted or self.is_complete):
             self._wake()
 
@@ -258,6 +283,7 @@ class Connection(asyncio.Protocol):
         name = name.lower()
         if name == b"content-type":
             self.content_type = value.decode("latin-1")
+            self._is_stream = self.content_type.startswith(_STREAMS)
         elif name in (b"content-length", b"transfer-encoding"):
             self._has_length = True
 
@@ -268,11 +294,6 @@ class Connection(asyncio.Protocol):
         if status >= 200:
             self.status = status
             self._has_head = True
-
-    def on_body(self, body: bytes) -> None:
-        """Keeps a piece of the body."""
-        self._pieces.append(body)
-        self._size += len(body)
 
     def on_message_complete(self) -> None:
         """Notes the end of the answer."""

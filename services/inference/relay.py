@@ -215,7 +215,8 @@ class Relay:
         """
         served = self.admit(caller, request.model)
         if not served.can_chat:
-            raise errors.invalid("model", f"`{served.name}` serves embeddings only")
+            what = "rankings" if served.can_rank and not served.can_embed else "embeddings"
+            raise errors.invalid("model", f"`{served.name}` serves {what} only")
         request.model = served.name
         return self._engine.plan(request)
 

@@ -79,6 +79,8 @@ def served_model(
             capabilities.append(resources_pb2.CAPABILITY_VISION)
     if model.can_embed:
         capabilities.append(resources_pb2.CAPABILITY_EMBEDDINGS)
+    if model.can_rank:
+        capabilities.append(resources_pb2.CAPABILITY_RERANK)
     served = resources_pb2.ServedModel(
         name=model.name,
         capabilities=capabilities,

@@ -15,6 +15,13 @@ Kind = Literal["chat", "completion"]
 _SMALL_BODY_BYTES = 65536
 _MAX_FIELDS = 1000
 
+# As many as typed messages may have; what is not text counts over all messages.
+MAX_MESSAGES = 4096
+_MAX_TOOLS = 128
+_MAX_PROMPTS = 128
+_MAX_MEDIA = 128
+_WORDS = ("text", "refusal")
+
 # Limits reserve by these before the call, so that every engine must read them as auth does.
 _COUNTS = ("max_tokens", "max_completion_tokens", "n", "best_of")
 # What llama.cpp would take in their place, which nothing reserves by.
@@ -34,7 +41,8 @@ class OpenAIRequest:
         wants_usage: Whether the caller wants usage in the stream.
         n: How many answers for each prompt.
         priority: How urgent it is.
-        cache: `hit` or `miss` where it may be answered with an earlier answer; else empty.
+        cache: `hit` or `miss` where it may be answered with an earlier answer, `hit 0.971` where
+            that answered a question so similar; else empty.
         wants_progress: Whether who reads the stream's objects wants the last of those that say how
             far the prompt is read, too.
     """
@@ -76,6 +84,22 @@ def parsed(body: bytes) -> dict[str, Any]:
     return fields
 
 
+def written(fields: Any, option: int | None = None) -> bytes:
+    """Returns what came from a caller as JSON; what can be read may be too deep to be written.
+
+    Args:
+        fields: What is to be written.
+        option: One of orjson's.
+
+    Raises:
+        MeshError: `INVALID_JSON`: it is nested over 254 deep.
+    """
+    try:
+        return orjson.dumps(fields, option=option)
+    except orjson.JSONEncodeError as error:
+        raise errors.invalid_json(f"The body is nested too deeply: {error}") from None
+
+
 def check(kind: Kind, body: bytes, fields: dict[str, Any]) -> OpenAIRequest:
     """Checks a request that is parsed already. Raises like `parse`."""
     check_width(body, fields)
@@ -90,9 +114,13 @@ def check(kind: Kind, body: bytes, fields: dict[str, Any]) -> OpenAIRequest:
         raise errors.invalid("stream_options", "must be an object")
     if kind == "chat":
         _check_messages(fields.get("messages"))
-    elif not isinstance(fields.get("prompt"), str | list) or fields["prompt"] == []:
-        raise errors.invalid("prompt", "must be a text or a list that is not empty")
+        tools = fields.get("tools")
+        if tools is not None and (not isinstance(tools, list) or len(tools) > _MAX_TOOLS):
+            raise errors.invalid("tools", f"must be a list of at most {_MAX_TOOLS}")
+    else:
+        _check_prompt(fields.get("prompt"))
     _check_counts(fields)
+    _check_sampling(fields)
     n = fields.get("n")
     return OpenAIRequest(
         kind=kind,
@@ -114,6 +142,28 @@ def _check_counts(fields: dict[str, Any]) -> None:
     for alias, name in _ALIASES.items():
         if alias in fields:
             raise errors.invalid(alias, f"is called `{name}` here")
+
+
+def _check_sampling(fields: dict[str, Any]) -> None:
+    """Checks what llama.cpp would pass over where its form is wrong."""
+    bias = fields.get("logit_bias")
+    # As a list of pairs in llama.cpp's own form.
+    if bias is not None and not isinstance(bias, dict | list):
+        raise errors.invalid("logit_bias", "must be an object")
+    if isinstance(bias, dict):
+        for token, value in bias.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise errors.invalid(f"logit_bias.{token[:40]}", "must be a number")
+    stop = fields.get("stop")
+    if stop is not None and not isinstance(stop, str | list):
+        raise errors.invalid("stop", "must be a text or a list of texts")
+    if isinstance(stop, list):
+        for index, each in enumerate(stop):
+            if not isinstance(each, str):
+                raise errors.invalid(f"stop[{index}]", "must be a text")
+    form = fields.get("response_format")
+    if form is not None and not isinstance(form, dict):
+        raise errors.invalid("response_format", "must be an object")
 
 
 def check_width(body: bytes, fields: dict[str, Any]) -> None:
@@ -138,6 +188,9 @@ def check_width(body: bytes, fields: dict[str, Any]) -> None:
 def _check_messages(messages: object) -> None:
     if not isinstance(messages, list) or not messages:
         raise errors.invalid("messages", "must be a list with at least one message")
+    if len(messages) > MAX_MESSAGES:
+        raise errors.invalid("messages", f"must be at most {MAX_MESSAGES}")
+    media = 0
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             raise errors.invalid(f"messages[{index}]", "must be an object")
@@ -147,6 +200,32 @@ def _check_messages(messages: object) -> None:
         content = message.get("content")
         if content is not None and not isinstance(content, str | list):
             raise errors.invalid(f"messages[{index}].content", "must be a text or a list of parts")
+        if isinstance(content, list):
+            media += _check_parts(content, index)
+    if media > _MAX_MEDIA:
+        raise errors.invalid("messages", f"may hold at most {_MAX_MEDIA} pictures and sounds")
+
+
+def _check_parts(parts: list[Any], index: int) -> int:
+    """Checks the parts of a message; returns how many are neither text nor refusal."""
+    media = 0
+    for place, part in enumerate(parts):
+        # vLLM takes texts as they are, and parts without a type.
+        if not isinstance(part, dict):
+            continue
+        kind = part.get("type")
+        if kind not in _WORDS:
+            media += 1
+        elif not isinstance(part.get(kind), str):
+            raise errors.invalid(f"messages[{index}].content[{place}]", f"needs a text as `{kind}`")
+    return media
+
+
+def _check_prompt(prompt: object) -> None:
+    if not isinstance(prompt, str | list) or prompt == []:
+        raise errors.invalid("prompt", "must be a text or a list that is not empty")
+    if isinstance(prompt, list) and len(prompt) > _MAX_PROMPTS and not isinstance(prompt[0], int):
+        raise errors.invalid("prompt", f"must be at most {_MAX_PROMPTS} texts")
 
 
 def with_fields(request: OpenAIRequest, changes: dict[str, Any]) -> bytes:
@@ -163,6 +242,6 @@ def with_fields(request: OpenAIRequest, changes: dict[str, Any]) -> bytes:
         return request.body
     if is_extended or changes.keys() & fields.keys():
         kept = {k: v for k, v in fields.items() if k not in extensions.NAMES}
-        return orjson.dumps({**kept, **changes})
+        return written({**kept, **changes})
     start = request.body.index(b"{") + 1
     return orjson.dumps(changes)[:-1] + b"," + request.body[start:]

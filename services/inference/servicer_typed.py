@@ -3,7 +3,6 @@
 from typing import Any, cast
 
 import grpc
-import orjson
 
 from infermesh.inference.v1 import inference_service_pb2 as pb
 from infermesh.inference.v1 import inference_service_pb2_grpc
@@ -16,7 +15,7 @@ from services.inference.engines.dialect import Tokens
 from services.inference.guardrails.requests import check_inputs, check_request
 from services.inference.prompt_counter import PromptCounter
 from services.inference.relay import Relay
-from services.inference.requests import Kind, OpenAIRequest, check
+from services.inference.requests import Kind, OpenAIRequest, check, written
 from services.inference.reranking import Reranker
 from services.inference.tokenizing import Tokenizer
 from services.inference.typed import answers, settings
@@ -252,4 +251,4 @@ async def _show(caller: Caller, redactions: int, context: _Context, cache: str =
 
 
 def _asked(kind: Kind, fields: dict[str, Any]) -> OpenAIRequest:
-    return check(kind, orjson.dumps(fields), fields)
+    return check(kind, written(fields), fields)

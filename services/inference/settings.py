@@ -83,6 +83,27 @@ class InferenceSettings(NodeSettings):
         description="Models whose answers at temperature 0 are kept though the request does not "
         "ask for it, `name,name`, with `*` for any characters. Default: none.",
     )
+    semantic_cache_models: str = Field(
+        default="",
+        max_length=4096,
+        description="Models whose answers are given to questions in other words too, where the "
+        "request may have an earlier answer at all, `name,name`, with `*` for any characters. "
+        "Default: none.",
+    )
+    semantic_cache_embedding_model: str = Field(
+        default="",
+        max_length=200,
+        description="The model of the mesh whose vectors say how near two questions are.",
+    )
+    semantic_cache_threshold: float = Field(
+        default=0.95, ge=0.5, le=1, description="How near is near enough, as a cosine."
+    )
+    semantic_cache_vectors: int = Field(
+        default=4096, ge=1, le=1_000_000, description="The most questions that are remembered."
+    )
+    semantic_cache_timeout_ms: float = Field(
+        default=250.0, gt=0, le=10_000, description="How long a request waits for its vector."
+    )
     mesh_address: str = Field(
         pattern=_HOST_AND_PORT.replace("^", r"^(https?://)?", 1),
         description="The mesh's front door, `host:port`, or `https://host:port` for TLS.",
@@ -145,6 +166,16 @@ class InferenceSettings(NodeSettings):
         parts = urlsplit(self.engine_url)
         if parts.hostname != "127.0.0.1" or not parts.port:
             raise ValueError("INFERMESH_ENGINE_URL must be http://127.0.0.1:PORT for RUN_MODEL")
+        return self
+
+    @model_validator(mode="after")
+    def _check_semantic_cache(self) -> Self:
+        if not self.semantic_cache_models:
+            return self
+        if not self.semantic_cache_embedding_model:
+            raise ValueError("INFERMESH_SEMANTIC_CACHE_EMBEDDING_MODEL must be set")
+        if not self.response_cache_mib:
+            raise ValueError("INFERMESH_RESPONSE_CACHE_MIB must not be 0 for a semantic cache")
         return self
 
     @model_validator(mode="after")

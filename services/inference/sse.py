@@ -21,6 +21,7 @@ _FINISH = b'"finish_reason":"'
 _SPACED_FINISH = b'"finish_reason": "'
 _SPACED = b'"choices": '
 _EVENT_END = re.compile(rb"\r?\n\r?\n")
+_LAST_NULL_USAGE = b',"usage":null}\n\n'
 _NULL_USAGE = re.compile(rb',\s*"usage"\s*:\s*null|"usage"\s*:\s*null\s*,')
 
 Restore = Callable[[bytes, bytes], bytes]
@@ -135,6 +136,9 @@ class StreamFilter(StreamReader):
         piece = self._whole(piece)
         if not piece:
             return piece
+        if self._hides_usage and _LAST_NULL_USAGE in piece:
+            # The last brace is the event's own, and so the field is. Many engines say it each time.
+            piece = piece.replace(_LAST_NULL_USAGE, b"}\n\n")
         if not self.has_content and _SPACED_FINISH not in self._marks and _SPACED in piece:
             self._marks.append(_SPACED_FINISH)
         start = self._first_mark(piece)

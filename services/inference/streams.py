@@ -155,6 +155,7 @@ async def settle(exchange: Exchange) -> None:
     """
     if exchange.is_complete:
         return
+    exchange.hasten()
     try:
         async with asyncio.timeout(_SETTLE_S):
             while await exchange.read():

@@ -15,7 +15,7 @@ from pathlib import Path
 import grpc
 
 from infermesh.auth.v1 import audit_service_pb2 as pb
-from services.kit.database import StoreUnavailableError
+from services.kit.errors import StoreUnavailableError
 from services.kit.usage_log import MAX_PAYLOAD_BYTES, Kind, LogInUseError, Position, UsageLog
 
 log = logging.getLogger(__name__)

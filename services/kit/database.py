@@ -9,8 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.schema import CreateSchema
 
-from infermesh.errors.v1 import errors_pb2
-from services.kit.errors import MeshError
+from services.kit.errors import StoreUnavailableError as StoreUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -18,21 +17,6 @@ _OPEN_TIMEOUT_S = 30.0
 
 # Classes of SQLSTATE: data exception, integrity constraint violation, syntax or access rule.
 _FAULT_CLASSES = ("22", "23", "42")
-
-
-class StoreUnavailableError(MeshError):
-    """The store does not answer; the same call may work later.
-
-    Args:
-        cause: Why, for logs. Callers are told a sentence that does not hold it.
-    """
-
-    def __init__(self, cause: str) -> None:
-        super().__init__(
-            errors_pb2.ERROR_REASON_STORE_UNAVAILABLE,
-            "The service's database does not answer. Try again shortly.",
-        )
-        self.args = (cause,)
 
 
 def make_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:

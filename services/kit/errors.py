@@ -180,6 +180,21 @@ class MeshError(Exception):
         return trailers
 
 
+class StoreUnavailableError(MeshError):
+    """The store does not answer; the same call may work later.
+
+    Args:
+        cause: Why, for logs. Callers are told a sentence that does not hold it.
+    """
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(
+            _R.ERROR_REASON_STORE_UNAVAILABLE,
+            "The service's database does not answer. Try again shortly.",
+        )
+        self.args = (cause,)
+
+
 def _cut(text: str, limit: int) -> str:
     """Returns the longest start of the text that takes at most `limit` bytes in any trailer."""
     if _MAX_BYTES_OF_A_CHAR * len(text) <= limit:

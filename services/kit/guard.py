@@ -14,6 +14,7 @@ import grpc
 import protovalidate
 from google.protobuf.message import Message
 
+from buf.validate import validate_pb2
 from infermesh.errors.v1 import errors_pb2
 from services.kit import headers, logs
 from services.kit.errors import MeshError
@@ -44,13 +45,21 @@ def validate(message: Message) -> None:
         protovalidate.validate(message, fail_fast=True)
     except protovalidate.ValidationError as error:
         violation = error.violations[0]
-        path = _field_path(violation)
+        path = _field_path(violation) or _first_of_rule(message, violation)
         text = violation.proto.message or "is not valid"
         raise MeshError(
             errors_pb2.ERROR_REASON_INVALID_ARGUMENT,
             f"{path}: {text}" if path else text,
             param=path or None,
         ) from None
+
+
+def _first_of_rule(message: Message, violation: protovalidate.Violation) -> str:
+    """Returns the first of the fields one of which must be set; empty for other rules."""
+    if violation.proto.rule_id != "message.oneof":
+        return ""
+    rules = message.DESCRIPTOR.GetOptions().Extensions[validate_pb2.message]
+    return str(rules.oneof[0].fields[0])
 
 
 def _field_path(violation: protovalidate.Violation) -> str:

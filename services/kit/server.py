@@ -14,7 +14,7 @@ import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from services.kit import logs
+from services.kit import logs, workers
 from services.kit.channels import CHANNEL_OPTIONS as CHANNEL_OPTIONS
 from services.kit.channels import MAX_MESSAGE_BYTES
 from services.kit.grpc_server import GrpcServer
@@ -113,19 +113,29 @@ async def serving(settings: ServiceSettings, app: App) -> AsyncIterator[str]:
     """Serves for as long as the context lasts, then drains. Yields the address that it listens on.
 
     Raises:
-        SystemExit: Status 1, when the port is taken, or the TLS files cannot be read.
+        SystemExit: Status 1, when the port is taken, the TLS files cannot be read, or the service
+            cannot have several workers.
     """
+    is_shared = workers.is_worker()
+    if settings.workers > 1 and not is_shared:
+        raise SystemExit("INFERMESH_WORKERS: this service runs in one process")
+    if is_shared and (settings.listen.endswith(":0") or settings.listen_socket is not None):
+        raise SystemExit("INFERMESH_WORKERS: workers share a port that is set, and no socket")
     server = GrpcServer(max_message_bytes=MAX_MESSAGE_BYTES)
     health_state = Health()
     health_pb2_grpc.add_HealthServicer_to_server(health_state.servicer, server)
     await health_state.set_serving(False)
     try:
         if settings.tls_dir is None:
-            port = server.add_insecure_port(settings.listen)
+            port = server.add_insecure_port(settings.listen, is_shared=is_shared)
+            if settings.listen_socket is not None:
+                server.add_insecure_port(f"unix:{settings.listen_socket}")
+        elif settings.listen_socket is not None:
+            raise SystemExit("INFERMESH_LISTEN_SOCKET and INFERMESH_TLS_DIR exclude each other")
         else:
             folder = TlsFolder(settings.tls_dir)
             tls = ServerTls(folder, Allowed(settings.tls_allow))
-            port = server.add_tls_port(settings.listen, tls)
+            port = server.add_tls_port(settings.listen, tls, is_shared=is_shared)
     except RuntimeError as error:
         raise SystemExit(f"cannot listen on {settings.listen}: {error}") from None
 

@@ -17,6 +17,18 @@ class ServiceSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="INFERMESH_", frozen=True)
 
     listen: str = Field(default="127.0.0.1:0", description="Address and port of the gRPC server.")
+    listen_socket: Path | None = Field(
+        default=None,
+        description="A Unix socket to listen on too, for Envoy on the same machine, in a folder "
+        "that only the mesh's user may enter. Not with TLS, nor with several workers.",
+    )
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Processes that share the port, for auth and embeddings only; see "
+        "docs/performance.md.",
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     drain_s: float = Field(
         default=5.0,

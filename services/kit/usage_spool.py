@@ -38,6 +38,8 @@ _LAST_TRY_S = 2.0
 
 _POSITION = struct.Struct("<QQ")
 _Key = tuple[str, int]
+# Field 1 of `RecordUsageRequest`, in protobuf's wire format: number << 3 | 2 for what has a length.
+_EVENTS_TAG = b"\x0a"
 
 
 class Spool(Protocol):
@@ -203,9 +205,7 @@ class UsageSpool:
 
     async def _deliver(self, payloads: list[bytes]) -> None:
         """Sends until it succeeds; sets aside what the ledger refuses as invalid."""
-        request = usage_service_pb2.RecordUsageRequest(
-            events=[usage_service_pb2.UsageEvent.FromString(payload) for payload in payloads]
-        )
+        request = _request_of(payloads)
         backoff_s = _FIRST_BACKOFF_S
         while True:
             try:
@@ -242,6 +242,26 @@ class UsageSpool:
             extra={"event_request_id": event.request_id, "error": error.details()},
         )
         set_aside(self._directory, str(event))
+
+
+def _request_of(payloads: list[bytes]) -> usage_service_pb2.RecordUsageRequest:
+    """Returns the request with these events: their bytes, each after its field's tag and length.
+
+    To parse and copy the events one by one takes three times as long.
+    """
+    out: list[bytes] = []
+    for payload in payloads:
+        out += (_EVENTS_TAG, _varint(len(payload)), payload)
+    return usage_service_pb2.RecordUsageRequest.FromString(b"".join(out))
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
 
 
 def _key(payload: bytes) -> _Key:

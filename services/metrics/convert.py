@@ -13,6 +13,7 @@ from services.kit.errors import MeshError
 from services.metrics.decimals import to_text
 from services.metrics.usage import DEFAULT_PROJECT, Usage
 
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _TEXTS = ("request_id", "tenant", "project", "key_id", "model", "requested_model", "node_id")
 
 
@@ -22,15 +23,19 @@ def usage_from_proto(event: usage_service_pb2.UsageEvent, index: int) -> Usage:
     Raises:
         MeshError: `INVALID_ARGUMENT`; something in the event cannot be kept in the ledger.
     """
-    texts = {name: text(getattr(event, name), f"events[{index}].{name}") for name in _TEXTS}
+    texts = [getattr(event, name) for name in _TEXTS]
+    if "\0" in "".join(texts):
+        for name, value in zip(_TEXTS, texts, strict=True):
+            text(value, f"events[{index}].{name}")
+    request_id, tenant, project, key_id, model, requested_model, node_id = texts
     return Usage(
-        request_id=texts["request_id"],
-        tenant=texts["tenant"],
-        project=texts["project"] or DEFAULT_PROJECT,
-        key_id=texts["key_id"],
-        model=texts["model"],
-        requested_model=texts["requested_model"],
-        node_id=texts["node_id"],
+        request_id=request_id,
+        tenant=tenant,
+        project=project or DEFAULT_PROJECT,
+        key_id=key_id,
+        model=model,
+        requested_model=requested_model,
+        node_id=node_id,
         attempt=event.attempt,
         operation=event.operation,
         streamed=event.streamed,
@@ -38,14 +43,14 @@ def usage_from_proto(event: usage_service_pb2.UsageEvent, index: int) -> Usage:
         prompt_tokens=event.prompt_tokens if event.HasField("prompt_tokens") else None,
         completion_tokens=event.completion_tokens if event.HasField("completion_tokens") else None,
         cached_tokens=event.cached_tokens if event.HasField("cached_tokens") else None,
-        start_time=time_from_proto(event.start_time, f"events[{index}].start_time"),
+        start_time=time_from_proto(event.start_time, "events[{}].start_time", index),
         time_to_first_token_us=(
-            _microseconds(event.time_to_first_token, f"events[{index}].time_to_first_token")
+            _microseconds(event.time_to_first_token, "events[{}].time_to_first_token", index)
             if event.HasField("time_to_first_token")
             else None
         ),
         duration_us=(
-            _microseconds(event.duration, f"events[{index}].duration")
+            _microseconds(event.duration, "events[{}].duration", index)
             if event.HasField("duration")
             else None
         ),
@@ -92,16 +97,25 @@ def text(value: str, field: str) -> str:
     return value
 
 
-def time_from_proto(time: Timestamp, field: str) -> dt.datetime:
-    """Returns the time in UTC.
+def time_from_proto(time: Timestamp, field: str, index: int = 0) -> dt.datetime:
+    """Returns the time in UTC; what is finer than microseconds is cut off.
+
+    Args:
+        time: The time.
+        field: Where it stands, with `{}` for the index.
+        index: Which of several it is.
 
     Raises:
         MeshError: `INVALID_ARGUMENT`; it is no time between the years 1 and 9999.
     """
-    try:
-        return time.ToDatetime(dt.UTC)
-    except (ValueError, OverflowError):
-        raise _invalid(field, "is not a time between the years 1 and 9999") from None
+    nanos = time.nanos
+    if 0 <= nanos < 1_000_000_000:
+        try:
+            # `Timestamp.ToDatetime` takes four times as long.
+            return _EPOCH + dt.timedelta(seconds=time.seconds, microseconds=nanos // 1000)
+        except OverflowError:
+            pass
+    raise _invalid(field.format(index), "is not a time between the years 1 and 9999")
 
 
 def timestamp(time: dt.datetime) -> Timestamp:
@@ -135,11 +149,11 @@ def page_start(token: str) -> tuple[dt.datetime, str]:
         raise _invalid("page_token", "is not a token of an earlier page") from None
 
 
-def _microseconds(duration: Duration, field: str) -> int:
+def _microseconds(duration: Duration, field: str, index: int) -> int:
     # Nanoseconds of a Duration have the sign of its seconds.
     microseconds = duration.seconds * 1_000_000 + int(duration.nanos / 1000)
     if not 0 <= microseconds < 2**63:
-        raise _invalid(field, "is negative or too long")
+        raise _invalid(field.format(index), "is negative or too long")
     return microseconds
 
 

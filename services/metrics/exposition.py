@@ -4,7 +4,10 @@ The names of the histograms and their buckets are those of OpenTelemetry's conve
 generative AI (`gen_ai.server.request.duration`, `gen_ai.server.time_to_first_token`).
 """
 
+import functools
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -102,15 +105,19 @@ class Exposition:
         self._registry.register(self._limiter)
         self._request_sets: set[_Labels] = set()
         self._model_sets: set[_Labels] = set()
+        # To look a series up takes longer than to count in it.
+        self._series = functools.lru_cache(8 * MAX_LABEL_SETS)(_series)
 
     def count(self, events: Iterable[Usage]) -> None:
         """Counts events that are newly in the ledger."""
+        found = self._series
+        sums: defaultdict[Counter, float] = defaultdict(float)
         for event in events:
             operation, outcome = _OPERATIONS[event.operation], _OUTCOMES[event.outcome]
             request_labels = (event.model, event.node_id, operation, outcome)
             if not _admit(self._request_sets, request_labels):
                 request_labels = (_OTHER, _OTHER, operation, outcome)
-            self._requests.labels(*request_labels).inc()
+            sums[found(self._requests, *request_labels)] += 1
 
             is_known = _admit(self._model_sets, (event.model, operation))
             model = event.model if is_known else _OTHER
@@ -120,16 +127,18 @@ class Exposition:
                 ("cached", event.cached_tokens),
             ):
                 if count is not None:
-                    self._tokens.labels(model, kind).inc(count)
+                    sums[found(self._tokens, model, kind)] += count
             if event.cost is None:
-                self._unpriced.labels(model).inc()
+                sums[found(self._unpriced, model)] += 1
             else:
-                self._cost.labels(model).inc(float(event.cost))
+                sums[found(self._cost, model)] += float(event.cost)
             if event.duration_us is not None:
-                self._duration.labels(model, operation).observe(event.duration_us / 1e6)
+                found(self._duration, model, operation).observe(event.duration_us / 1e6)
             if event.time_to_first_token_us is not None:
                 seconds = event.time_to_first_token_us / 1e6
-                self._first_token.labels(model, operation).observe(seconds)
+                found(self._first_token, model, operation).observe(seconds)
+        for series, amount in sums.items():
+            series.inc(amount)
 
     def text(
         self,
@@ -141,6 +150,10 @@ class Exposition:
         for part, is_up in parts.items():
             self._part_up.labels(part).set(is_up)
         return generate_latest(self._registry)
+
+
+def _series(metric: Any, *labels: str) -> Any:
+    return metric.labels(*labels)
 
 
 def _admit(known: set[_Labels], labels: _Labels) -> bool:

@@ -103,8 +103,6 @@ class Facts:
                 self.reuses_answers = value is True
             elif key == "tools":
                 self.needs |= capability.TOOLS if value else 0
-            elif key == "vision":
-                self.needs |= capability.VISION if value else 0
             elif key == "response_format" and value == "json_schema":
                 self.needs |= capability.STRUCTURED_OUTPUT
 

@@ -14,7 +14,7 @@ REQUEST_NAMESPACE = "infermesh.request"
 """Where our Envoy puts fields of the body."""
 
 PROMPT_NAMESPACE = "infermesh.prompt"
-"""Where our Envoy puts the cut of the prompt, its size, and whether there are tools."""
+"""Where our Envoy puts the cut of the prompt, its size, and whether there are tools or pictures."""
 
 FALLBACKS_NAMESPACE = "infermesh.fallbacks"
 """Where our Envoy puts the caller's list of fallback models, from an OpenAI body."""
@@ -64,6 +64,8 @@ def facts_of(request: pb.ProcessingRequest) -> Facts:
             prompt = known[PROMPT_NAMESPACE].fields
             if "tools" in prompt and prompt["tools"].bool_value:
                 facts.needs |= capability.TOOLS
+            if "vision" in prompt and prompt["vision"].bool_value:
+                facts.needs |= capability.VISION
             facts.take_encoded_prompt(prompt["text"].string_value, prompt["size"].number_value)
         if FALLBACKS_NAMESPACE in known:
             listed = known[FALLBACKS_NAMESPACE].fields["models"].string_value

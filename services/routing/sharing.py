@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 CHANNEL = "infermesh:routing"
 INTERVAL_S = 0.05
+# After so long a silence it is looked whether Redis is still there.
+_LISTEN_S = 1.0
 _RETRY_S = 1.0
 
 # At 64 prompts a batch a message stays below about 100 KB; under more load the index of the others
@@ -53,12 +55,19 @@ class Sharing:
         self._clock = clock
         self._sent: Counter[str] = Counter()
         self._kept: deque[tuple[str, Prompt]] = deque(maxlen=_MAX_KEPT)
+        self._news = asyncio.Event()
 
     def on_decision(self, node: NodeView, prompt: Prompt | None) -> None:
         """Takes note of a decision of this replica."""
+        if not self._sent:
+            self._news.set()
         self._sent[node.node_id] += 1
         if prompt is not None:
             self._kept.append((node.node_id, prompt))
+
+    async def news(self) -> None:
+        """Waits until there is something that the others are to be told."""
+        await self._news.wait()
 
     def take_message(self) -> bytes | None:
         """Returns what the others are to be told, and starts anew; None where nothing happened."""
@@ -68,6 +77,7 @@ class Sharing:
         message = orjson.dumps({"from": self.replica, "sent": self._sent, "kept": kept})
         self._sent.clear()
         self._kept.clear()
+        self._news.clear()
         return message
 
     def on_message(self, data: bytes) -> None:
@@ -122,17 +132,29 @@ async def share(sharing: Sharing, client: "redis.asyncio.Redis") -> None:
 async def _share(
     sharing: Sharing, client: "redis.asyncio.Redis", is_back: Callable[[], None]
 ) -> None:
-    loop = asyncio.get_running_loop()
     async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
         await pubsub.subscribe(CHANNEL)
-        due = 0.0
-        while True:
-            message: Any = await pubsub.get_message(timeout=INTERVAL_S)
-            if message is not None:
-                sharing.on_message(message["data"])
-            if loop.time() >= due:
-                due = loop.time() + INTERVAL_S
-                own = sharing.take_message()
-                if own is not None:
-                    await client.publish(CHANNEL, own)
-                    is_back()
+        telling = asyncio.create_task(_tell(sharing, client, is_back))
+        try:
+            while not telling.done():
+                # Not by one call for both: what is asked to give up costs ten times a sleep.
+                message: Any = await pubsub.get_message(timeout=_LISTEN_S)
+                if message is not None:
+                    sharing.on_message(message["data"])
+            await telling
+        finally:
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+
+async def _tell(
+    sharing: Sharing, client: "redis.asyncio.Redis", is_back: Callable[[], None]
+) -> None:
+    while True:
+        # Nothing ticks where nothing is asked; what is asked soon after is told with it.
+        await sharing.news()
+        await asyncio.sleep(INTERVAL_S)
+        own = sharing.take_message()
+        if own is not None:
+            await client.publish(CHANNEL, own)
+            is_back()

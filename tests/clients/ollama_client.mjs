@@ -20,11 +20,29 @@ for await (const part of await client.chat({ model: chatModel, messages, options
   last = part;
 }
 const generated = await client.generate({ model: chatModel, prompt: "Say hi", options });
+let pieces = "";
+for await (const part of await client.generate({
+  model: chatModel,
+  prompt: "Say hi",
+  options,
+  stream: true,
+}))
+  pieces += part.response;
 const embedded = await client.embed({ model: embedModel, input: ["one", "two"] });
 const older = await client.embeddings({ model: embedModel, prompt: "one" });
 const listed = await client.list();
 const running = await client.ps();
 const shown = await client.show({ model: chatModel });
+const { version } = await client.version();
+const pulled = [(await client.pull({ model: chatModel })).status];
+for await (const step of await client.pull({ model: chatModel, stream: true }))
+  pulled.push(step.status);
+let kept;
+try {
+  await client.delete({ model: chatModel });
+} catch (error) {
+  kept = error.status_code;
+}
 
 let refused;
 try {
@@ -48,7 +66,10 @@ console.log(
     streamed,
     chunks,
     done: [last.done, last.eval_count > 0, last.total_duration > 0],
-    generated: generated.response,
+    generated: [generated.response, pieces],
+    version,
+    pulled,
+    kept,
     dimensions: [...embedded.embeddings.map((each) => each.length), older.embedding.length],
     models: listed.models.map((each) => each.model),
     running: running.models.map((each) => each.name),

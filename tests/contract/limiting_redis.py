@@ -77,4 +77,5 @@ class Script:
 
     def run(self, now: int, rows: list[Any], ops: list[Any], run: str = "run") -> list[Any]:
         argument = orjson.dumps([run, (now, 250_000), self.hold_s, rows, ops])
-        return self._script(args=[argument])  # type: ignore[no-any-return]
+        second, micros, results, alerts = wire.read(self._script(args=[argument]))
+        return [second, micros, [list(each) for each in results], [list(each) for each in alerts]]

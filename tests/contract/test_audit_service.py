@@ -96,6 +96,18 @@ async def test_a_change_is_told_with_before_and_after(world: World) -> None:
     assert before == {k: v for k, v in after.items() if k != "revoke_time"}
 
 
+async def test_a_rule_is_told_with_before_and_after(world: World) -> None:
+    keys = world.replica.keys
+    request = key_service_pb2.CreateKeyRequest(display_name="ci", tenant="acme")
+    made = await keys.CreateKey(request, metadata=CALLER)
+    rules = key_service_pb2.KeyRules(caching=key_service_pb2.CACHING_OFF)
+    request = key_service_pb2.UpdateKeyRequest(key_id=made.key.key_id, rules=rules)
+    await keys.UpdateKey(request, metadata=CALLER)
+    _, update = await world.events(2, key_id="key_boss")
+    assert "rules" not in orjson.loads(update.before)
+    assert orjson.loads(update.after)["rules"] == {"caching": "CACHING_OFF"}
+
+
 async def test_a_token_is_told_of_too(world: World) -> None:
     tokens = join_token_service_pb2_grpc.JoinTokenServiceStub(world.replica.channel)
     request = join_token_service_pb2.CreateJoinTokenRequest(display_name="lab")

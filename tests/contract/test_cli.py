@@ -234,7 +234,7 @@ def test_keys_revoke(cli):
 
 def test_keys_create_with_rules(cli):
     rules = ("--allow-model", "a*", "--allow-model", "b", "--deny-model", "ab", "--label", "t=x=y")
-    where = ("--network", "10.0.0.0/8", "--project", "web", "--expires", "90d")
+    where = ("--network", "10.0.0.0/8", "--project", "web", "--expires", "90d", "--caching", "on")
     assert cli("keys", "create", "app", *rules, *where).exit_code == 0
     (request,) = cli.mesh.asked
     assert request.project == "web"
@@ -243,6 +243,7 @@ def test_keys_create_with_rules(cli):
     assert list(request.rules.denied_models) == ["ab"]
     assert list(request.rules.networks) == ["10.0.0.0/8"]
     assert dict(request.rules.labels) == {"t": "x=y"}
+    assert request.rules.caching == key_service_pb2.CACHING_ON
     assert cli("keys", "create", "app", "--expires", "soon").exit_code == 2
     assert cli("keys", "create", "app", "--label", "x").exit_code == 2
 
@@ -255,6 +256,15 @@ def test_keys_update_leaves_the_rules_that_it_does_not_name(cli):
     assert not request.HasField("display_name")
     assert list(request.rules.allowed_models) == ["a"]
     assert dict(request.rules.labels) == {"team": "new"}
+
+    cli("keys", "update", "key_1", "--caching", "off")
+    request = cli.mesh.asked[-1]
+    assert request.rules.caching == key_service_pb2.CACHING_OFF
+    assert dict(request.rules.labels) == {"team": "old"}
+    cli("keys", "update", "key_1", "--caching", "call")
+    assert cli.mesh.asked[-1].rules == key_service_pb2.KeyRules(
+        allowed_models=["a"], labels={"team": "old"}
+    )
 
     cli("keys", "update", "key_1", "--name", "other")
     request = cli.mesh.asked[-1]

@@ -8,17 +8,20 @@ import grpc
 import orjson
 import pytest
 from google.api import httpbody_pb2
-from google.protobuf import timestamp_pb2
 
-from inference_node import ANSWER, HELLO, FakeEngine, FakeMesh, Node, until
-from infermesh.auth.v1 import key_service_pb2, limit_service_pb2
+from inference_node import ANSWER, HELLO, MODEL, FakeEngine, FakeMesh, Node, until
+from infermesh.auth.v1 import key_service_pb2
+from infermesh.errors.v1 import errors_pb2
 from infermesh.jobs.v1 import batch_service_pb2 as pb
 from infermesh.jobs.v1 import file_service_pb2 as file_pb
 from jobs_world import FakeAuth, Jobs, jobs, line, multipart, of, refusal
-from services.jobs.batches import store
+from services.jobs.batches import callers, store
 from services.jobs.batches.work import Work
 from services.kit.database import StoreUnavailableError, make_engine
+from services.kit.errors import MeshError
+from services.kit.guardrails import header
 
+_R = errors_pb2.ErrorReason
 MAX_BYTES = 4 * 1024 * 1024
 
 
@@ -202,44 +205,87 @@ async def test_cancelling_stops_the_engine_and_begins_nothing(
     assert len(engine.requests) == 4
 
 
-async def test_a_key_that_is_gone_runs_nothing(
+async def test_a_key_that_may_not_runs_nothing(
     service: Jobs, engine: FakeEngine, auth: FakeAuth
 ) -> None:
-    auth.keys["k"].revoke_time.CopyFrom(timestamp_pb2.Timestamp(seconds=1))
-    auth.uses.clear()
+    auth.keys.clear()
     file = await service.uploaded(line("a"))
     body = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions"}
     request = httpbody_pb2.HttpBody(data=orjson.dumps({**body, "completion_window": "24h"}))
     call = service.batches.CreateBatch(request, metadata=of())
     assert (await refusal(call))[0] == "UNSUPPORTED"
-    auth.keys["k"].ClearField("revoke_time")
-    auth.keys["k"].rules.allowed_models.append("other-*")
-    batch = await service.ended((await service.batch(line("a")))["id"])
-    (failed,) = await service.content(batch["error_file_id"])
-    assert failed["response"]["status_code"] == 404
-    assert engine.requests == []
+    auth.keys.add("k")
+    auth.refusals["gone"] = MeshError(_R.ERROR_REASON_INVALID_API_KEY, "no")
+    auth.refusals["other"] = MeshError(_R.ERROR_REASON_MODEL_NOT_FOUND, "no", param="model")
+    # No wait makes room for what is larger than the limit alone.
+    large = {"limit": "tokens_per_minute", "allowed": "10"}
+    auth.refusals["large"] = MeshError(_R.ERROR_REASON_RATE_LIMIT_EXCEEDED, "no", metadata=large)
+    text = b"\n".join(line(model, model=model) for model in auth.refusals)
+    batch = await service.ended((await service.batch(text))["id"])
+    failed = await service.content(batch["error_file_id"])
+    assert [each["response"]["status_code"] for each in failed] == [401, 404, 429]
+    assert len(auth.asked) == 3 and engine.requests == []
 
 
-async def test_limits_hold_lines_back(
+async def test_auth_is_told_what_a_line_asks_for(
     service: Jobs, engine: FakeEngine, auth: FakeAuth, mesh: FakeMesh
 ) -> None:
-    full = limit_service_pb2.LimitUse(limit="tokens_per_day", allowed="10", used="10")
-    auth.uses["k"] = full
-    batch = await service.batch(line("a"))
-    await asyncio.sleep(1)
-    assert engine.requests == []
-    full.used = "9"
-    batch = await service.ended(batch["id"])
-    assert batch["request_counts"]["completed"] == 1
+    auth.headers = {"x-mesh-reserved": "1", "x-mesh-caching": "off"}
+    asked_for = line("a", max_tokens=7, n=2, fallback_models=["f"])
+    await service.ended((await service.batch(asked_for))["id"])
+    [said] = auth.asked
+    assert (said.key_id, said.model, list(said.fallback_models)) == ("k", MODEL, ["f"])
+    assert (said.max_tokens, said.answer_count) == (7, 2)
+    assert len(asked_for) - 80 < said.prompt_bytes < len(asked_for)
+    assert said.rpc == "/infermesh.inference.v1.OpenAIService/CreateChatCompletion"
     await until(lambda: mesh.events)
-    assert mesh.events[0].reserved  # so that the ledger tells the limiter
+    assert mesh.events[0].reserved and mesh.events[0].request_id == said.request_id
+
+
+async def test_a_limit_without_room_holds_the_batch_back_and_no_other(
+    service: Jobs, engine: FakeEngine, auth: FakeAuth
+) -> None:
+    auth.refusals["full"] = MeshError(
+        _R.ERROR_REASON_INSUFFICIENT_QUOTA, "full", metadata={"allowed": "9"}, retry_after_s=2
+    )
+    auth.refusals["stopped"] = MeshError(
+        _R.ERROR_REASON_INSUFFICIENT_QUOTA, "full", metadata={"allowed": "0.00"}
+    )
+    full = await service.batch(b"\n".join(line(str(n), model="full") for n in range(50)))
+    stopped = await service.batch(line("a", model="stopped"))
+    other = await service.ended((await service.batch(line("b")))["id"])
+    assert other["request_counts"]["completed"] == 1
+    await asyncio.sleep(1)
+    # Those that ran at the same time asked; of the others none did.
+    models = [each.model for each in auth.asked]
+    assert 1 <= models.count("full") <= 4 and models.count("stopped") == 1
+    auth.refusals.clear()
+    full = await service.ended(full["id"])
+    assert full["request_counts"]["failed"] == 50  # no node serves it: they did run
+    assert (await service.batch_now(stopped["id"]))["status"] == "in_progress"
+    cancel = pb.CancelBatchRequest(batch_id=stopped["id"])
+    await service.batches.CancelBatch(cancel, metadata=of())
+
+
+async def test_while_auth_cannot_tell_nothing_runs(
+    service: Jobs, engine: FakeEngine, auth: FakeAuth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callers, "_AWAY_S", 0.2)
+    auth.refusals[MODEL] = MeshError(_R.ERROR_REASON_STORE_UNAVAILABLE, "away")
+    batch = await service.batch(line("a"))
+    await until(lambda: len(auth.asked) > 1)
+    assert engine.requests == []
+    auth.refusals.clear()
+    assert (await service.ended(batch["id"]))["request_counts"]["completed"] == 1
+    # Each try has an id of its own: what the first may have reserved is not the last one's.
+    assert len({each.request_id for each in auth.asked}) == len(auth.asked)
 
 
 async def test_guardrails_of_the_key_hold(
     service: Jobs, engine: FakeEngine, auth: FakeAuth
 ) -> None:
     guardrails = key_service_pb2.Guardrails(blocked_patterns=["zebra"])
-    auth.keys["k"].rules.guardrails.CopyFrom(guardrails)
+    auth.headers["x-mesh-guardrails"] = header.write(guardrails)
     batch = await service.batch(line("zebra") + b"\n" + line("horse"))
     batch = await service.ended(batch["id"])
     (failed,) = await service.content(batch["error_file_id"])

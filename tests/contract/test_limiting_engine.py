@@ -126,6 +126,28 @@ async def test_an_end_frees_the_place_and_what_reached_no_node_all(clean_url):
         assert await used(limiter, limits, "tokens_per_minute") == 12
 
 
+async def test_only_calls_that_hold_a_place_need_every_end(clean_url):
+    free = ScopeLimits("k:x", 10, 1000, None, 10**6)
+    bound = ScopeLimits("t:a", None, None, 5)
+    async with opened(LimiterOptions(clean_url), Ledger()) as limiter:
+        assert not (await limiter.admit("1", [free], 10, 0)).holds_place
+        assert (await limiter.admit("2", [bound, free], 10, 0)).holds_place
+        # A limit that comes later does not wait for the end of what it did not count.
+        later = free._replace(concurrent_requests=1)
+        assert await used(limiter, later, "concurrent_requests") == 0
+        assert (await limiter.admit("3", [later], 10, 0)).holds_place
+        limiter.release("2", reached_node=True)
+        await limiter.settle([Settlement("1", 7)], [])
+        assert await used(limiter, later, "concurrent_requests") == 1
+        assert await used(limiter, bound, "concurrent_requests") == 0
+        limiter.release("3", reached_node=True)
+        assert await used(limiter, later, "concurrent_requests") == 0
+    async with opened(LimiterOptions("redis://127.0.0.1:1")) as alone:
+        # A share remembers who runs, and is told of no other end.
+        minute = ScopeLimits("k:y", 10)
+        assert (await alone.admit("4", [minute], 10, 0)).holds_place
+
+
 async def test_unknown_totals_are_asked_for_once_for_all_who_wait(clean_url):
     ledger = Ledger()
     ledger.tokens = 970

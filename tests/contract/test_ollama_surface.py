@@ -264,3 +264,28 @@ async def test_a_begun_answer_goes_on_where_the_engine_can(
         await until(node.is_serving)
         refused = await refusal(other.Chat(body(messages=begun)))
     assert refused == ("UNSUPPORTED", "messages[1]")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_that_is_given_again_took_no_time(
+    node: Node, engine: FakeEngine, stream: bool
+) -> None:
+    timed = USAGE.replace(b'{"x":1}', b'{"prompt_ms":5,"predicted_ms":7}')
+
+    async def answer(reply: Reply) -> None:
+        await reply.stream(ROLE, HELLO, LAST, timed, DONE)
+
+    engine.script = answer
+    body = {"model": MODEL, "messages": MESSAGES, "stream": stream, "enable_caching": True}
+    ends = []
+    async with stub(node) as api:
+        for number in range(2):
+            metadata = (*caller(f"again-{number}"), ("x-mesh-tenant", "t"))
+            call = api.Chat(httpbody_pb2.HttpBody(data=orjson.dumps(body)), metadata=metadata)
+            text = b"".join([message.data async for message in call])
+            ends.append(orjson.loads(text.splitlines()[-1]))
+    made, again = ends
+    assert len(engine.requests) == 1
+    assert (made["prompt_eval_duration"], made["eval_duration"]) == (5_000_000, 7_000_000)
+    assert again.keys() == made.keys() - {"prompt_eval_duration", "eval_duration"}
+    assert again["eval_count"] == made["eval_count"]

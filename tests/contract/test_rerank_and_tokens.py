@@ -19,6 +19,7 @@ from inference_node import (
 )
 from infermesh.inference.v1 import inference_service_pb2 as pb
 from infermesh.metrics.v1 import usage_service_pb2 as usage_pb2
+from infermesh.registry.v1 import resources_pb2
 from rest_calls import GUARDED, http, refused
 from services.inference.simulator.options import EngineOptions
 from services.inference.simulator.server import serving
@@ -60,6 +61,7 @@ async def test_documents_are_ranked(simulated: Node, mesh: FakeMesh) -> None:
     assert event.prompt_tokens == response.usage.prompt_tokens > 0
     assert event.completion_tokens == 0
     request = pb.RerankRequest(model="sim", query="red mars", documents=DOCUMENTS, top_n=1)
+    assert resources_pb2.CAPABILITY_RERANK in mesh.joins[0].models[0].capabilities
     (best,) = (await simulated.typed.Rerank(request)).results
     assert (best.index, best.HasField("document")) == (1, False)
 

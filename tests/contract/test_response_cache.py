@@ -117,8 +117,13 @@ async def test_tenants_do_not_share(node: Node, engine: FakeEngine) -> None:
         ({"temperature": 0}, _of("t")),
         ({"enable_caching": True}, ()),
         ({"enable_caching": True}, _of("t", **{"x-mesh-decision": "{}"})),
+        ({"enable_caching": True}, _of("t", **{"x-mesh-caching": "off"})),
+        ({}, _of("t", **{"x-mesh-caching": "on"})),
     ],
-    ids=["unasked", "refused", "model not kept", "inside the mesh", "debug mode"],
+    ids=[
+        *("unasked", "refused", "model not kept", "inside the mesh", "debug mode"),
+        *("key that wants none", "key that wants some, chance"),
+    ],
 )
 async def test_who_does_not_ask_gets_a_new_answer(
     node: Node, engine: FakeEngine, fields: dict, metadata: tuple
@@ -128,6 +133,23 @@ async def test_who_does_not_ask_gets_a_new_answer(
         assert text_of([message async for message in call])
         assert "x-mesh-cache" not in dict(await call.initial_metadata())
     assert len(engine.requests) == 2
+
+
+async def cold(node: Node, caching: str) -> str | None:
+    """Asks without a word of the cache, for no chance, with a key that wants `caching`."""
+    call = node.chat(metadata=_of("t", **{"x-mesh-caching": caching}), temperature=0)
+    assert text_of([message async for message in call])
+    return dict(await call.initial_metadata()).get("x-mesh-cache")
+
+
+async def test_a_key_that_wants_answers_again_gets_them_unasked(node: Node) -> None:
+    assert [await cold(node, each) for each in ("on", "on", "")] == ["miss", "hit", None]
+
+
+async def test_a_key_that_wants_none_gets_none_whatever_the_setting(keeping: Node) -> None:
+    assert [await cold(keeping, each) for each in ("off", "", "off", "")] == [
+        *(None, "miss", None, "hit"),
+    ]
 
 
 async def test_answers_of_models_are_kept_by_setting(keeping: Node, engine: FakeEngine) -> None:

@@ -32,6 +32,7 @@ from inference_node import (
 from infermesh.inference.v1 import anthropic_service_pb2_grpc
 from infermesh.inference.v1 import inference_service_pb2 as pb
 from infermesh.metrics.v1 import usage_service_pb2 as usage_pb2
+from jobs_world import jobs
 from services.kit.errors import from_rpc_error
 
 _COMMENT = b": keep-alive\n\n"
@@ -245,3 +246,33 @@ async def test_anthropics_callers_are_pinged(
     assert kinds[:2] == [b"ping", b"ping"]
     assert kinds[-1] == (b"error" if fails else b"message_stop")
     assert fails or b"message_start" in kinds
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_comments_reach_callers_of_responses(
+    patient: Node, engine: FakeEngine, postgres_url: str, fails: bool
+) -> None:
+    async def slow(reply: Reply) -> None:
+        await reply.start()
+        await asyncio.sleep(0.35)
+        if fails:
+            reply.break_off()
+            return
+        await reply.send(ANSWER)
+        await reply.end()
+
+    engine.script = slow
+    async with jobs(postgres_url, patient.address) as world:
+        call = world.create(stream=True, metadata=caller("kept-alive"))
+        received = b""
+        try:
+            async for message in call:
+                received += message.data
+        except grpc.aio.AioRpcError as error:
+            assert fails, error
+    head, _, events = received.partition(b"event: ")
+    assert head.startswith(_COMMENT)
+    assert head.replace(_COMMENT, b"") == b""
+    kinds = [each.split(b"\n", 1)[0] for each in events.split(b"event: ")]
+    assert kinds[-1] == (b"response.failed" if fails else b"response.completed")
+    assert kinds[0] == (b"error" if fails else b"response.created")

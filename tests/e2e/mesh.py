@@ -41,9 +41,14 @@ class Mesh:
     def admin_key(self) -> str:
         return (self.state_dir / "admin.key").read_text().strip()
 
-    def openai(self, key: str | None = None) -> openai.OpenAI:
+    def openai(self, key: str | None = None, *, strict: bool = False) -> openai.OpenAI:
+        """Returns the SDK; where it is strict, it raises on answers that are not as it says."""
         return openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key=key or self.admin_key, max_retries=0, timeout=60
+            base_url=f"{self.url}/v1",
+            api_key=key or self.admin_key,
+            max_retries=0,
+            timeout=60,
+            _strict_response_validation=strict,
         )
 
     def http(self, key: str | None = None) -> httpx.Client:
@@ -136,7 +141,8 @@ def start_mesh(
         )
     mesh = Mesh(process, state_dir, output, port)
     try:
-        mesh.wait("start", lambda: process.poll() is None and "Bearer" in output.read_text(), 300)
+        mesh.wait("start", lambda: process.poll() is not None or "Bearer" in output.read_text(), 90)
+        assert process.poll() is None
     except AssertionError:
         process.kill()
         raise AssertionError(output.read_text()) from None

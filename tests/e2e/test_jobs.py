@@ -203,6 +203,7 @@ def test_a_batch(strict: openai.OpenAI, mesh: Mesh) -> None:
     text = b"\n".join([*(chat_line(n) for n in range(12)), b"{bad", chat_line(99, model="gpt-9")])
     batch = ended(strict, batch_of(strict, text))
     assert batch.status == "completed"
+    assert strict.batches.list(limit=1).data == [batch]
     counts = batch.request_counts
     assert (counts.total, counts.completed, counts.failed) == (14, 12, 2)
     done = lines_of(strict, batch.output_file_id)
@@ -235,7 +236,19 @@ def test_cancelling(strict: openai.OpenAI, mesh: Mesh) -> None:
     mesh.wait("idle engines", lambda: running() == 0, 5.0)
 
 
-def test_a_killed_service_runs_no_line_twice(strict: openai.OpenAI, mesh: Mesh) -> None:
+def test_a_killed_service_runs_no_line_twice(mesh: Mesh) -> None:
+    with mesh.http() as admin:
+        key = Key(mesh, admin)
+        key.limit(concurrent_requests=100)
+        with key.openai() as client:
+            killed_in_the_middle(mesh, client)
+        # Envoy told auth of the lines that were cut off; what was asked for and not begun is rare.
+        mesh.wait("places", lambda: key.used("concurrent_requests") <= 1)
+        admin.delete("/mesh/v1/limits", params={"scope.key_id": key.key_id})
+        admin.delete(f"/mesh/v1/keys/{key.key_id}")
+
+
+def killed_in_the_middle(mesh: Mesh, strict: openai.OpenAI) -> None:
     total = 40
     batch_id = batch_of(strict, b"\n".join(chat_line(n) for n in range(total)))
     mesh.wait("some lines", lambda: strict.batches.retrieve(batch_id).request_counts.completed > 5)
@@ -260,6 +273,8 @@ def test_large_files_pass(strict: openai.OpenAI) -> None:
     content = bytes(range(256)) * (20 * 4096)  # above the front door's 16 MiB for other bodies
     file = strict.files.create(file=("big.jsonl", content), purpose="batch")
     assert file.bytes == len(content)
+    assert strict.files.retrieve(file.id) == file
+    assert file.id in [each.id for each in strict.files.list(limit=5).data]
     assert strict.files.content(file.id).read() == content
     assert strict.files.delete(file.id).deleted
 
@@ -276,7 +291,7 @@ def test_a_file_that_is_too_large(mesh: Mesh) -> None:
             reply = http.post("/v1/files", content=endless(), headers=headers)
         except httpx.WriteError:  # the answer overtook the body
             return
-    assert reply.status_code == 413 or reply.json()["error"]["code"] == "request_too_large"
+    assert reply.status_code == 413
 
 
 def test_limits_hold_and_are_settled(mesh: Mesh) -> None:
@@ -292,21 +307,23 @@ def test_limits_hold_and_are_settled(mesh: Mesh) -> None:
             mesh.wait("settlement", lambda: key.used("tokens_per_day") == taken)
             with pytest.raises(openai.RateLimitError) as caught:
                 for _ in range(2):
-                    client.responses.create(model=CHAT, input="Hi", max_output_tokens=4)
+                    made = client.responses.create(model=CHAT, input="Hi", max_output_tokens=4)
+                    taken += made.usage.total_tokens
             assert int(caught.value.response.headers["retry-after"]) > 0
             # What lines take counts in a day, and a day that is used up holds them back.
-            key.limit(tokens_per_day=100_000)
+            # Envoy frees their places: else the second would wait for a quarter of an hour.
+            key.limit(tokens_per_day=100_000, concurrent_requests=1)
             batch = ended(client, batch_of(client, b"\n".join(chat_line(n) for n in range(3))))
             usages = [
                 line["response"]["body"]["usage"]["total_tokens"]
                 for line in lines_of(client, batch.output_file_id)
             ]
             wanted = taken + sum(usages)
-            mesh.wait("settlement", lambda: key.used("tokens_per_day") >= wanted)
-            key.limit(tokens_per_day=taken)
-            time.sleep(2.5)  # what the workers know of it is 2 s old at most
+            mesh.wait("settlement", lambda: key.used("tokens_per_day") == wanted)
+            assert key.used("concurrent_requests") == 0
+            key.limit(tokens_per_day=wanted)
             held = batch_of(client, chat_line(4))
-            time.sleep(4)
+            time.sleep(2)
             assert client.batches.retrieve(held).request_counts.completed == 0
             key.limit(tokens_per_day=100_000)
             assert ended(client, held).request_counts.completed == 1

@@ -1,7 +1,8 @@
 """Calls that schemathesis makes out of /openapi.json, right ones and wrong ones.
 
 No 5xx, and nothing that the document does not say. `OPENAPI_CASES` is how many; `make test-openapi`
-makes 20,000.
+makes 20,000. `OPENAPI_PATHS` is an expression for the paths that are called, with as many cases
+each as in a run of all; `OPENAPI_SEED` makes the same cases as another run with it.
 """
 
 import json
@@ -17,6 +18,8 @@ from e2e.mesh import REPOSITORY, Mesh
 
 ST = REPOSITORY / ".venv" / "clients" / "bin" / "st"
 CASES = int(os.environ.get("OPENAPI_CASES", "5000"))
+PATHS = os.environ.get("OPENAPI_PATHS", "")
+SEED = os.environ.get("OPENAPI_SEED", "")
 # Those that go through the bounds of each schema one by one; the rest is drawn at random.
 SYSTEMATIC = 4500
 CHECKS = (
@@ -26,6 +29,29 @@ CHECKS = (
 MODELS = {"chat": "case-chat", "vectors": "case-vectors"}
 # What would take the mesh itself away from under the run.
 EXCLUDED = ("NodeService_DrainNode",)
+
+
+def ids_of(mesh: Mesh) -> dict[str, list[str]]:
+    """Makes what the cases are to find, and returns its ids by the parameter that names them."""
+    text = json.dumps(
+        {
+            "custom_id": "a",
+            "method": "POST",
+            "url": "/v1/embeddings",
+            "body": {"model": MODELS["vectors"], "input": "a"},
+        }
+    )
+    with mesh.openai() as client:
+        responses = [client.responses.create(model=MODELS["chat"], input="a") for _ in range(9)]
+        file = client.files.create(file=("lines.jsonl", text.encode()), purpose="batch")
+        batch = client.batches.create(
+            input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h"
+        )
+    return {
+        "response_id": [each.id for each in responses],
+        "batch_id": [batch.id],
+        "file_id": [file.id],
+    }
 
 
 @pytest.mark.timeout(3600)
@@ -53,6 +79,10 @@ def test_generated_cases(mesh: Mesh, fleet: Fleet, tmp_path) -> None:
     ]
     for operation in EXCLUDED:
         command += ["--exclude-operation-id", operation]
+    if PATHS:
+        command += ["--include-path-regex", PATHS]
+    if SEED:
+        command += ["--seed", SEED]
     done = subprocess.run(
         command,
         cwd=tmp_path,
@@ -60,6 +90,7 @@ def test_generated_cases(mesh: Mesh, fleet: Fleet, tmp_path) -> None:
         | {
             "SCHEMATHESIS_HOOKS": str(REPOSITORY / "tests" / "openapi" / "hooks.py"),
             "OPENAPI_MODELS": json.dumps(MODELS),
+            "OPENAPI_IDS": json.dumps(ids_of(mesh)),
         },
         capture_output=True,
         text=True,
@@ -69,4 +100,4 @@ def test_generated_cases(mesh: Mesh, fleet: Fleet, tmp_path) -> None:
     ran = re.search(r"(\d+) generated", done.stdout)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
     assert ran is not None
-    assert int(ran[1]) >= CASES
+    assert PATHS or int(ran[1]) >= CASES

@@ -29,11 +29,31 @@ def test_openai_javascript(mesh: Mesh) -> None:
     )
     assert "Paris" in got["chat"]
     assert got["streamed"] == got["chat"]
+    assert got["streamedUsage"]["total_tokens"] == got["usage"]["total_tokens"]
     assert got["chunks"] > 2
-    assert "Paris" in got["completion"]
+    assert got["several"] == [2, 2]
+    assert got["parsed"] == ["city"]
+    first, second = got["completions"]
+    assert "Paris" in first
+    assert second
+    assert got["completed"] == first
     assert {CHAT, EMBED} <= set(got["models"])
+    assert got["model"] == [CHAT, "model"]
     assert got["dimensions"] == [384, 384]
-    assert got["refused"] == {"status": 404, "code": "model_not_found", "param": "model"}
+    assert got["apart"] < 1e-6
+    assert got["file"] == ["file", "processed", "a", True]
+    assert got["batch"] == ["completed", 1, True]
+    assert (got["result"], got["deleted"]) == ("chat.completion", True)
+    assert got["refused"] == {
+        "model": refused("NotFoundError", 404, "model_not_found", "model"),
+        "value": refused("BadRequestError", 400, "invalid_argument", "max_tokens"),
+        "batch": refused("NotFoundError", 404, "not_found", "batch_id"),
+        "key": refused("AuthenticationError", 401, "invalid_api_key", None),
+    }
+
+
+def refused(kind: str, status: int, code: str, param: str | None) -> dict[str, object]:
+    return {"class": kind, "status": status, "code": code, "param": param}
 
 
 def test_grpc_node(mesh: Mesh) -> None:

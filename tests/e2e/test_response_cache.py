@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from e2e.fleet import Fleet
-from e2e.mesh import Mesh
+from e2e.mesh import EMBED, Mesh
 
 MODEL = "repeating"
 NODES = 3
@@ -89,3 +89,54 @@ def test_anthropics_dialect_too(mesh: Mesh) -> None:
             said.append((raw.headers["x-mesh-cache"], json.dumps(raw.parse().to_dict()["content"])))
     assert [each[0] for each in said] == ["miss", "hit"]
     assert said[0][1] == said[1][1]
+
+
+def _key(http: httpx.Client, fields: dict[str, str]) -> str:
+    secret: str = http.post("/mesh/v1/keys", json=fields).raise_for_status().json()["secret"]
+    return secret
+
+
+def test_a_question_in_other_words(mesh: Mesh, fleet: Fleet) -> None:
+    (url,) = fleet.engines(1, "near", "--decode-rate", "50")
+    settings = {
+        "SEMANTIC_CACHE_MODELS": "near",
+        "SEMANTIC_CACHE_EMBEDDING_MODEL": EMBED,
+        "SEMANTIC_CACHE_THRESHOLD": "0.9",
+        # The machine is busy: the vector may take its time.
+        "SEMANTIC_CACHE_TIMEOUT_MS": "5000",
+    }
+    fleet.join({"near": ("--url", url)}, **settings)
+
+    def say(http: httpx.Client, text: str, **fields: object) -> tuple[str | None, float, str]:
+        answer = ask(http, text, model="near", max_tokens=50, **fields)
+        near = float(answer.headers.get("x-mesh-cache-similarity", "0"))
+        return answer.headers.get("x-mesh-cache"), near, answer.text
+
+    key = {"display_name": "near", "tenant": "elsewhere"}
+    with mesh.http() as http, mesh.http(_key(http, key)) as other:
+        for stream in (False, True):
+            first = say(http, "Name three colours.", stream=stream)
+            again = say(http, "Please name three colours", stream=stream)
+            assert first[:2] == ("miss", 0)
+            assert again[0] == "hit"
+            assert 0.9 < again[1] < 1
+            assert again[2] == first[2]
+        assert say(http, "Name three animals.")[0] == "miss"
+        assert say(http, "Do not name three colours.")[0] == "miss"
+        assert say(http, "Please, name three colours", temperature=0.3)[0] == "miss"
+        assert say(other, "Please name three colours.")[0] == "miss"
+
+
+def test_a_key_says_whether_it_wants_earlier_answers(mesh: Mesh) -> None:
+    cold = {"enable_caching": None, "temperature": 0}
+    with mesh.http() as http:
+        for caching, fields, said in (
+            ("CACHING_OFF", {"enable_caching": True}, {None}),
+            # Routing does not know what keys say: one call more than there are nodes.
+            ("CACHING_ON", cold, {"miss", "hit"}),
+            ("CACHING_ON", {"enable_caching": None}, {None}),
+        ):
+            key = {"display_name": "caching", "tenant": "caching", "rules": {"caching": caching}}
+            with mesh.http(_key(http, key)) as caller:
+                answers = [ask(caller, "And the key?", **fields) for _ in range(NODES + 1)]
+            assert {each.headers.get("x-mesh-cache") for each in answers} == said

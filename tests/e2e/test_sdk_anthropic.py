@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 
 from e2e.fleet import Fleet
 from e2e.mesh import CHAT, EMBED, REPOSITORY, Mesh
-from e2e.recording import RecordingEngine
+from e2e.tool_engine import ToolEngine, tool_engine
 
 TOOLS_MODEL = "anthropic-tools"
 SIMULATED = "anthropic-simulated"
@@ -32,66 +31,18 @@ WEATHER = {
 }
 
 
-class ToolEngine(RecordingEngine):
-    """Thinks, calls its tool, and then says what the tool said; breaks off when told to."""
-
-    def chunks(self, *, with_usage: bool) -> list[dict[str, Any]]:
-        head = super().chunks(with_usage=False)[0]
-
-        def chunk(finish: str | None = None, **delta: object) -> dict[str, Any]:
-            return {**head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
-
-        last = self.bodies[-1]["messages"][-1]
-        if last["role"] == "tool":
-            said = [chunk(content=f"It is {last['content']}."), chunk("stop")]
-        elif last["content"] == "break":
-            return [chunk(content="It"), {"error": {"message": "I broke.", "code": 500}}]
-        else:
-            name = {"name": "get_weather", "arguments": ""}
-            call = {"index": 0, "id": "functions.get_weather:0", "type": "function"}
-            rest = {"index": 0, "function": {"arguments": '{"city": "Paris"}'}}
-            said = [
-                chunk(role="assistant", reasoning_content="I need"),
-                chunk(reasoning_content=" a tool."),
-                chunk(tool_calls=[{**call, "function": name}]),
-                chunk(tool_calls=[rest]),
-                chunk("tool_calls"),
-            ]
-        usage = {"prompt_tokens": 30, "completion_tokens": 7, "total_tokens": 37}
-        return [*said, {**head, "choices": [], "usage": usage}] if with_usage else said
-
-    def answer(self) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": ""}
-        for chunk in self.chunks(with_usage=False):
-            delta = chunk["choices"][0]["delta"]
-            for name in ("content", "reasoning_content"):
-                message[name] = message.get(name, "") + delta.get(name, "")
-            for call in delta.get("tool_calls", ()):
-                made = message.setdefault("tool_calls", [{"function": {"arguments": ""}}])[0]
-                arguments = made["function"]["arguments"] + call["function"]["arguments"]
-                made |= call
-                made["function"] = {"name": "get_weather", "arguments": arguments}
-        finish = chunk["choices"][0]["finish_reason"]
-        choice = {"index": 0, "message": message, "finish_reason": finish}
-        return {**super().answer(), "choices": [choice]}
-
-
 @pytest.fixture(scope="module")
 def engine(fleet: Fleet) -> Iterator[ToolEngine]:
-    engine = ToolEngine(TOOLS_MODEL)
-    thread = threading.Thread(target=engine.server.serve_forever, daemon=True)
-    thread.start()
     (simulator,) = fleet.engines(1, SIMULATED, "--decode-rate", "50", "--answer-tokens", "400")
-    fleet.join(
-        {
-            "anthropic-api": ("--engine", "openai", "--url", engine.url),
-            "anthropic-sim": ("--engine", "sim", "--url", simulator),
-        }
-    )
-    engine.simulator = simulator  # type: ignore[attr-defined]
-    yield engine
-    engine.server.shutdown()
-    engine.server.server_close()
+    with tool_engine(TOOLS_MODEL) as engine:
+        fleet.join(
+            {
+                "anthropic-api": ("--engine", "openai", "--url", engine.url),
+                "anthropic-sim": ("--engine", "sim", "--url", simulator),
+            }
+        )
+        engine.simulator = simulator  # type: ignore[attr-defined]
+        yield engine
 
 
 def client_of(mesh: Mesh, key: str | None = None) -> anthropic.Anthropic:

@@ -92,6 +92,17 @@ def test_generate_with_a_template_and_without(client: ollama.Client) -> None:
     assert "Paris" in templated.response
     raw = client.generate(CHAT, "The capital of France is", raw=True, options=OPTIONS)
     assert "Paris" in raw.response
+    pieces = list(
+        client.generate(
+            CHAT,
+            MESSAGES[1]["content"],
+            system=MESSAGES[0]["content"],
+            options=OPTIONS,
+            stream=True,
+        )
+    )
+    assert "".join(piece.response for piece in pieces) == templated.response
+    assert (pieces[-1].done, pieces[-1].eval_count) == (True, templated.eval_count)
     assert client.generate(CHAT, "").done_reason == "load"
 
 
@@ -239,7 +250,11 @@ def test_javascript(mesh: Mesh) -> None:
     assert got["streamed"] == got["chat"]
     assert got["chunks"] > 2
     assert got["done"] == [True, True, True]
-    assert got["generated"]
+    whole, streamed = got["generated"]
+    assert whole == streamed != ""
+    assert got["version"]
+    assert got["pulled"] == ["success", "success"]
+    assert got["kept"] == 400
     assert got["dimensions"] == [384, 384, 384]
     assert {CHAT, EMBED} <= set(got["models"])
     assert {CHAT, EMBED} <= set(got["running"])

@@ -8,8 +8,6 @@ refused with their name.
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-import orjson
-
 from services.inference import errors, extensions
 from services.inference.anthropic import messages, tools
 from services.inference.anthropic.checks import (
@@ -19,7 +17,7 @@ from services.inference.anthropic.checks import (
     object_of,
     only,
 )
-from services.inference.requests import OpenAIRequest, check, parsed
+from services.inference.requests import MAX_MESSAGES, OpenAIRequest, check, parsed, written
 
 _COMMON = extensions.NAMES | {
     *("model", "messages", "system", "tools", "tool_choice", "thinking", "output_config"),
@@ -94,9 +92,12 @@ def parse(body: bytes, *, counts_only: bool = False) -> Asked:
     _add_output(chat, fields.get("output_config"))
     chat |= tools.to_openai(fields.get("tools"), fields.get("tool_choice"))
     chat |= {name: fields[name] for name in extensions.NAMES & fields.keys()}
-    chat["messages"] = messages.to_openai(fields.get("system"), fields.get("messages"))
+    turns = fields.get("messages")
+    if isinstance(turns, list) and len(turns) > MAX_MESSAGES:  # before equal roles become one
+        raise errors.invalid("messages", f"must be at most {MAX_MESSAGES}")
+    chat["messages"] = messages.to_openai(fields.get("system"), turns)
     return Asked(
-        request=check("chat", _written(chat), chat),
+        request=check("chat", written(chat), chat),
         stops=frozenset(chat.get("stop", ())),
         thinking=_thinking(fields.get("thinking"), chat.get("max_tokens")),
         is_begun=chat["messages"][-1]["role"] == "assistant",
@@ -107,14 +108,7 @@ def add(request: OpenAIRequest, more: dict[str, Any]) -> None:
     """Adds fields that the engine needs besides."""
     if more:
         request.fields.update(more)
-        request.body = _written(request.fields)
-
-
-def _written(chat: dict[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(chat)
-    except orjson.JSONEncodeError as error:
-        raise errors.invalid_json(f"The body is nested too deeply: {error}") from None
+        request.body = written(request.fields)
 
 
 def _add_limits(chat: dict[str, Any], fields: dict[str, Any]) -> None:

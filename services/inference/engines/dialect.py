@@ -115,6 +115,8 @@ class EngineModel:
         can_call_tools: Whether it takes tools.
         can_structure: Whether its answers keep to a JSON schema.
         can_see: Whether it takes pictures.
+        can_hear: Whether it takes sounds.
+        can_rank: Whether it is known to rank documents; most engines do not tell.
     """
 
     name: str
@@ -125,6 +127,8 @@ class EngineModel:
     can_call_tools: bool = True
     can_structure: bool = True
     can_see: bool = True
+    can_hear: bool = True
+    can_rank: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,19 +29,23 @@ def check(engine: str, request: OpenAIRequest, model: EngineModel | None) -> Non
         raise errors.unsupported(
             "response_format", f"`{model.name}` cannot keep to a format on {engine}."
         )
-    if not model.can_see and request.kind == "chat":
+    lacking = {}
+    if not model.can_see:
+        lacking["image_url"] = f"`{model.name}` cannot see on {engine}."
+    if not model.can_hear:
+        lacking["input_audio"] = f"`{model.name}` cannot hear on {engine}."
+    if lacking and request.kind == "chat":
         for index, message in enumerate(fields["messages"]):
             content = message.get("content")
             if isinstance(content, list):
-                _check_parts(engine, model.name, index, content)
+                _check_parts(lacking, index, content)
 
 
-def _check_parts(engine: str, model: str, index: int, parts: list[Any]) -> None:
+def _check_parts(lacking: dict[str, str], index: int, parts: list[Any]) -> None:
     for place, part in enumerate(parts):
-        if isinstance(part, dict) and part.get("type") == "image_url":
-            raise errors.unsupported(
-                f"messages[{index}].content[{place}]", f"`{model}` cannot see on {engine}."
-            )
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind in lacking:
+            raise errors.unsupported(f"messages[{index}].content[{place}]", lacking[kind])
 
 
 def format_of(fields: dict[str, Any]) -> object:
@@ -66,6 +70,11 @@ def refuse_several(engine: str, request: OpenAIRequest) -> None:
     """Refuses more than one answer. Raises like `refuse`."""
     if request.n > 1:
         raise errors.unsupported("n", f"{engine} gives one answer for each request.")
+    refuse_best_of(engine, request)
+
+
+def refuse_best_of(engine: str, request: OpenAIRequest) -> None:
+    """Refuses more answers than are returned. Raises like `refuse`."""
     best_of = request.fields.get("best_of")
     if isinstance(best_of, int) and best_of > 1:
         raise errors.unsupported("best_of", f"{engine} makes one answer for each request.")

@@ -8,6 +8,8 @@ What is particular about it:
   answer to the usage event. A completion's stream always has usage, in its last event.
 * With several answers each has a usage of its own, which counts the prompt again.
 * A chat template without tools drops them in silence; `/props` says what the template can do.
+* It knows the choices of tools that are words, and takes all others for `auto`.
+* It passes over fields that it does not know, and fails (500) on sounds that it cannot hear.
 """
 
 import asyncio
@@ -31,9 +33,17 @@ from services.inference.engines.dialect import (
     share_of,
     tokens_of,
 )
+from services.inference.engines.llamacpp_tools import tools_of
 from services.inference.engines.metrics_page import MetricsPage, metrics_pattern
 from services.inference.engines.pages import get, get_json
-from services.inference.engines.standard import Standard, asked, listed, makes_vectors, tokenized
+from services.inference.engines.standard import (
+    Standard,
+    asked,
+    listed,
+    makes_vectors,
+    ranks,
+    tokenized,
+)
 from services.inference.engines.token_pages import text_of, tokenize_llamacpp
 from services.inference.http_client import EngineClient
 from services.inference.requests import OpenAIRequest, with_fields
@@ -46,6 +56,7 @@ _PATTERN = metrics_pattern(
 )
 _METRICS_TIMEOUT_S = 1.0
 _TIMINGS = b',"timings":'
+_UNKNOWN = frozenset({"suffix", "echo", "functions", "function_call", "audio"})
 
 
 class LlamaCpp(Standard):
@@ -64,7 +75,9 @@ class LlamaCpp(Standard):
     def plan(self, request: OpenAIRequest) -> Plan:
         """Asks for a stream with progress, and with usage where it takes asking."""
         features.check("llama.cpp", request, self._models.get(request.model))
-        changes: dict[str, Any] = {}
+        features.refuse("llama.cpp", request.fields, _UNKNOWN)
+        features.refuse_best_of("llama.cpp", request)
+        changes = tools_of(request.fields) if request.kind == "chat" else {}
         if not request.is_stream:
             changes["stream"] = True
         asks_usage = request.kind == "chat" and not request.wants_usage
@@ -153,7 +166,7 @@ class LlamaCpp(Standard):
         return fields
 
     async def describe(self, client: EngineClient) -> Description:
-        """Asks `/v1/models` and `/props`, and tries to embed."""
+        """Asks `/v1/models` and `/props`, and tries to embed and to rank."""
         entries = listed(await get_json(client, "/v1/models"))
         props = await get_json(client, "/props")
         self._slots = count_of(props.get("total_slots"))
@@ -163,10 +176,13 @@ class LlamaCpp(Standard):
         self._has_slots_page = True
         self._vocabulary = _vocabulary(entries)
         self._can_think = _thinks(props.get("chat_template"))
-        # It serves vectors or chats, never both.
-        is_embedding = bool(entries) and await makes_vectors(client, entries[0]["id"])
+        # It serves chats, vectors or rankings, one of them only. Started for rankings it answers
+        # requests for vectors too, but with a score and what stood in memory behind it.
+        can_chat = not entries or not await makes_vectors(client, entries[0]["id"])
+        can_rank = not can_chat and await ranks(client, entries[0]["id"])
         models = [
-            _model(entry, props, is_embedding=is_embedding, context=context) for entry in entries
+            _model(entry, props, can_chat=can_chat, can_rank=can_rank, context=context)
+            for entry in entries
         ]
         build = props.get("build_info")
         return Description(
@@ -237,17 +253,24 @@ def _thinks(template: object) -> bool | None:
 
 
 def _model(
-    entry: dict[str, Any], props: dict[str, Any], *, is_embedding: bool, context: int | None
+    entry: dict[str, Any],
+    props: dict[str, Any],
+    *,
+    can_chat: bool,
+    can_rank: bool,
+    context: int | None,
 ) -> EngineModel:
     meta = entry.get("meta")
     template = props.get("chat_template_caps")
     senses = props.get("modalities")
     return EngineModel(
         name=entry["id"],
-        can_chat=not is_embedding,
-        can_embed=is_embedding,
+        can_chat=can_chat,
+        can_embed=not can_chat and not can_rank,
         context_length=(count_of(meta.get("n_ctx")) if isinstance(meta, dict) else context) or 0,
         can_call_tools=not isinstance(template, dict)
         or template.get("supports_tools") is not False,
         can_see=not isinstance(senses, dict) or senses.get("vision") is not False,
+        can_hear=not isinstance(senses, dict) or senses.get("audio") is not False,
+        can_rank=can_rank,
     )

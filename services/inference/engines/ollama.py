@@ -33,7 +33,7 @@ from services.inference.engines.ollama_requests import chat, generate
 from services.inference.engines.pages import get, get_json, post_json
 from services.inference.engines.standard import Standard, vector_of
 from services.inference.http_client import EngineClient
-from services.inference.requests import OpenAIRequest
+from services.inference.requests import OpenAIRequest, written
 
 _LATEST = ":latest"
 _LOGPROBS_SINCE = (0, 12, 11)
@@ -60,7 +60,7 @@ class Ollama(Standard):
         if request.kind == "chat":
             return Plan(
                 path="/api/chat",
-                body=orjson.dumps(chat(request, has_logprobs=self._has_logprobs)),
+                body=written(chat(request, has_logprobs=self._has_logprobs)),
                 is_folded=not request.is_stream,
                 hides_usage=not request.wants_usage,
                 translator=lambda: ChatLines(request.model),

@@ -10,6 +10,7 @@ import orjson
 
 from services.inference.engines.asks import Ranking, RerankAsk
 from services.inference.engines.dialect import count_of, objects_of
+from services.inference.requests import written
 
 _PATH = "/v1/rerank"
 
@@ -29,7 +30,7 @@ def rerank_request(ask: RerankAsk) -> tuple[str, bytes]:
         "top_n": count if ask.top_n is None else min(ask.top_n, count),
         "return_documents": False,
     }
-    return _PATH, orjson.dumps(fields)
+    return _PATH, written(fields)
 
 
 def ranking_of(answer: bytes) -> Ranking:

@@ -21,7 +21,7 @@ from services.inference.engines.dialect import (
 )
 from services.inference.engines.rerank_form import ranking_of, rerank_request
 from services.inference.http_client import EngineClient
-from services.inference.requests import OpenAIRequest, with_fields
+from services.inference.requests import OpenAIRequest, with_fields, written
 
 _PATHS = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
 _EMBEDDINGS = "/v1/embeddings"
@@ -170,6 +170,22 @@ async def makes_vectors(client: EngineClient, model: str) -> bool:
     return trial.status == 200
 
 
+async def ranks(client: EngineClient, model: str) -> bool:
+    """Tries to rank a document with a model: no page of the engine's says whether it can.
+
+    Raises:
+        EngineNotReadyError: The engine is busy starting.
+        EngineConnectionError: The engine does not answer.
+        EngineTimeoutError: The engine does not answer in time.
+    """
+    path, body = rerank_request(RerankAsk(model=model, query="a", documents=["a"]))
+    with await client.post(path, body) as trial:
+        await trial.read_all()
+    if trial.status in (429, 502, 503, 504):
+        raise EngineNotReadyError(f"{path} answers {trial.status}")
+    return trial.status == 200
+
+
 async def tokenized(
     client: EngineClient, fields: dict[str, Any], path: str = "/tokenize"
 ) -> int | None:
@@ -200,7 +216,7 @@ async def asked(
         EngineConnectionError: The engine does not answer.
         EngineTimeoutError: The engine does not answer in time.
     """
-    with await client.post(path, orjson.dumps(fields)) as exchange:
+    with await client.post(path, written(fields)) as exchange:
         answer = await exchange.read_all()
     if exchange.status in (404, 405, 501):
         return None

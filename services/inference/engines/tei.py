@@ -25,6 +25,7 @@ from services.inference.engines.pages import get, get_json
 from services.inference.engines.standard import Standard
 from services.inference.engines.token_pages import ids_of, unreadable
 from services.inference.http_client import EngineClient
+from services.inference.requests import written
 
 _PATTERN = metrics_pattern("te_queue_size", "te_request_count")
 _MISSING = (404, 405, 501)
@@ -44,7 +45,7 @@ class Tei(Standard):
             "texts": ask.documents,
             "return_text": False,
         }
-        return "/rerank", orjson.dumps(fields)
+        return "/rerank", written(fields)
 
     async def count_tokens(self, client: EngineClient, model: str, text: str) -> int | None:
         """Asks `/tokenize`, special tokens included."""
@@ -90,6 +91,7 @@ class Tei(Standard):
             can_chat=False,
             can_embed=isinstance(kind, dict) and "embedding" in kind,
             context_length=count_of(info.get("max_input_length")) or 0,
+            can_rank=isinstance(kind, dict) and "reranker" in kind,
         )
         return Description(
             version=version[:200] if isinstance(version, str) else "",

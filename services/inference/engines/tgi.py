@@ -12,8 +12,6 @@ What is particular about it:
 
 from typing import Any
 
-import orjson
-
 from services.inference import errors
 from services.inference.engines import features
 from services.inference.engines.asks import RerankAsk
@@ -30,7 +28,7 @@ from services.inference.engines.pages import get, get_json
 from services.inference.engines.standard import Standard
 from services.inference.engines.tgi_answers import ChatEvents, GenerateEvents, mend
 from services.inference.http_client import EngineClient
-from services.inference.requests import OpenAIRequest
+from services.inference.requests import OpenAIRequest, written
 
 _NAME = "Text Generation Inference"
 _PATTERN = metrics_pattern("tgi_queue_size", "tgi_batch_current_size", "tgi_request_count")
@@ -103,7 +101,7 @@ class Tgi(Standard):
             )
         return Plan(
             path="/generate_stream",
-            body=orjson.dumps({"inputs": prompt, "parameters": parameters}),
+            body=written({"inputs": prompt, "parameters": parameters}),
             hides_usage=not request.wants_usage,
             translator=lambda: GenerateEvents(request.model),
         )

@@ -29,6 +29,9 @@ class _Wrapped(Exchange):
     def is_complete(self) -> bool:
         return self._exchange.is_complete
 
+    def hasten(self) -> None:
+        self._exchange.hasten()
+
     def close(self) -> None:
         self._exchange.close()
 

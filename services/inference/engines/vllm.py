@@ -23,7 +23,14 @@ from services.inference.engines.dialect import (
 )
 from services.inference.engines.metrics_page import MetricsPage, metrics_pattern
 from services.inference.engines.pages import get, get_json
-from services.inference.engines.standard import Standard, asked, listed, makes_vectors, tokenized
+from services.inference.engines.standard import (
+    Standard,
+    asked,
+    listed,
+    makes_vectors,
+    ranks,
+    tokenized,
+)
 from services.inference.engines.token_pages import text_of, tokenize_vllm
 from services.inference.http_client import EngineClient
 from services.inference.requests import OpenAIRequest
@@ -91,14 +98,16 @@ class Vllm(Standard):
         return fields
 
     async def describe(self, client: EngineClient) -> Description:
-        """Asks `/v1/models` and `/version`, and tries to embed."""
+        """Asks `/v1/models` and `/version`, and tries to embed; models of vectors to rank."""
         entries = listed(await get_json(client, "/v1/models"))
         if not entries:
             raise EngineNotReadyError("the engine serves no model")
         # A server runs one base model, so that what one can do all can.
         is_embedding = await makes_vectors(client, entries[0]["id"])
+        # By how near the vectors are.
+        can_rank = is_embedding and await ranks(client, entries[0]["id"])
         version = (await get_json(client, "/version")).get("version")
-        models = [_model(entry, is_embedding=is_embedding) for entry in entries]
+        models = [_model(entry, is_embedding, can_rank) for entry in entries]
         return Description(
             version=version[:200] if isinstance(version, str) else "",
             models=self._remember(models),
@@ -113,7 +122,7 @@ class Vllm(Standard):
         return load_of(MetricsPage(_PATTERN, body)) if status == 200 else None
 
 
-def _model(entry: dict[str, Any], *, is_embedding: bool) -> EngineModel:
+def _model(entry: dict[str, Any], is_embedding: bool, can_rank: bool) -> EngineModel:
     parent = entry.get("parent")
     return EngineModel(
         name=entry["id"],
@@ -121,6 +130,7 @@ def _model(entry: dict[str, Any], *, is_embedding: bool) -> EngineModel:
         can_embed=is_embedding,
         context_length=count_of(entry.get("max_model_len")) or 0,
         base_model=parent if isinstance(parent, str) else "",
+        can_rank=can_rank,
     )
 
 

@@ -29,6 +29,8 @@ def whole(
     data: dict[str, Any],
     total_ns: int,
     now: Callable[[], datetime] = utc_now,
+    *,
+    is_given_again: bool = False,
 ) -> bytes:
     """Returns the whole answer.
 
@@ -38,6 +40,7 @@ def whole(
         data: OpenAI's chat or completion.
         total_ns: How long the call was at the node.
         now: Tells the time of day.
+        is_given_again: Whether it was made for an earlier call: then no engine took time for it.
 
     Raises:
         MeshError: `ENGINE_FAILED`: the answer is not what it should be.
@@ -56,7 +59,7 @@ def whole(
         reason=reason,
         tokens=usage_tokens(data),
         total_ns=total_ns,
-        timings=timings_of(data),
+        timings={} if is_given_again else timings_of(data),
         metadata=data.get("gateway_metadata"),
     )
     return orjson.dumps(
@@ -79,6 +82,7 @@ class Lines:
         began_ns: When the call came, on the clock.
         clock_ns: A monotonic clock in nanoseconds.
         now: Tells the time of day.
+        is_given_again: As `whole` has it.
     """
 
     def __init__(
@@ -89,7 +93,9 @@ class Lines:
         began_ns: int,
         clock_ns: Callable[[], int] = time.monotonic_ns,
         now: Callable[[], datetime] = utc_now,
+        is_given_again: bool = False,
     ) -> None:
+        self._is_given_again = is_given_again
         self._shape = Shape(path, model, now)
         self._clock_ns = clock_ns
         self._began_ns = began_ns
@@ -109,7 +115,7 @@ class Lines:
         lines: list[bytes] = []
         try:
             for data in objects:
-                if timings := timings_of(data):
+                if not self._is_given_again and (timings := timings_of(data)):
                     self._timings = timings
                 for choice in data.get("choices") or ():
                     self._add(choice, lines)
@@ -137,7 +143,9 @@ class Lines:
             tokens=tokens or Tokens(),
             total_ns=self._clock_ns() - self._began_ns,
             # A single piece says nothing of how long it took.
-            eval_ns=None if first is None else (self._last_ns - first) or None,
+            eval_ns=None
+            if first is None or self._is_given_again
+            else (self._last_ns - first) or None,
             timings=self._timings,
             metadata=metadata,
         )

@@ -3,9 +3,8 @@
 import base64
 from typing import Any
 
-import orjson
-
 from services.inference import errors
+from services.inference.requests import written
 
 _ROLES = frozenset({"system", "user", "assistant", "tool"})
 _FIELDS = frozenset(
@@ -87,6 +86,12 @@ def _message(
         made["reasoning_content"] = thinking
     if calls := message.get("tool_calls"):
         made["tool_calls"] = _calls(calls, f"{where}.tool_calls", open_calls)
+    if role != "tool":
+        for name in ("tool_name", "tool_call_id"):
+            if message.get(name):
+                raise errors.invalid(f"{where}.{name}", "belongs to messages of tools")
+        if said := message.get("name"):
+            made["name"] = said
     if role == "tool":
         made["tool_call_id"] = _answered(message, where, open_calls)
     return made
@@ -108,7 +113,7 @@ def _calls(calls: object, where: str, open_calls: list[tuple[str, str]]) -> list
         if not isinstance(call_id, str) or not call_id:
             call_id = f"call_{where[9 : where.index(']')]}_{place}"
         open_calls.append((call_id, name))
-        text = orjson.dumps(arguments or {}).decode()
+        text = written(arguments or {}).decode()
         function = {"name": name, "arguments": text}
         made.append({"id": call_id, "type": "function", "function": function})
     return made

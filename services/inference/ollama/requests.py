@@ -7,7 +7,7 @@ import orjson
 
 from services.inference import errors, extensions
 from services.inference.ollama import messages
-from services.inference.requests import Kind, OpenAIRequest, check
+from services.inference.requests import Kind, OpenAIRequest, check, written
 
 _LATEST = ":latest"
 _COMMON = extensions.NAMES | {
@@ -78,6 +78,8 @@ def parse(path: str, body: bytes) -> Asked:
     if stream is not None and not isinstance(stream, bool):
         raise errors.invalid("stream", "must be true or false")
     _check_known(said, path)
+    if not isinstance(said.get("raw"), bool | None):
+        raise errors.invalid("raw", "must be true or false")
     is_raw = path == "generate" and bool(said.get("raw") or said.get("suffix"))
     fields: dict[str, Any] = {name: said[name] for name in extensions.NAMES & said.keys()}
     if is_raw:
@@ -120,11 +122,7 @@ def finish(asked: Asked, more: dict[str, Any]) -> OpenAIRequest:
     fields: dict[str, Any] = {"model": asked.model, **asked.fields, **more}
     if asked.is_stream:
         fields["stream"] = True
-    try:
-        body = orjson.dumps(fields)
-    except orjson.JSONEncodeError as error:
-        raise errors.invalid_json(f"The body is nested too deeply: {error}") from None
-    return check(asked.kind, body, fields)
+    return check(asked.kind, written(fields), fields)
 
 
 def _is_begun(chat: list[dict[str, Any]] | None) -> bool:
@@ -189,6 +187,8 @@ def _add_logprobs(fields: dict[str, Any], said: dict[str, Any]) -> None:
     if wanted is not None and not isinstance(wanted, bool):
         raise errors.invalid("logprobs", "must be true or false")
     if not wanted:
+        if rivals:
+            raise errors.invalid("top_logprobs", "needs `logprobs`")
         return
     fields["logprobs"] = True
     if rivals is not None:

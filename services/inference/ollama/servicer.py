@@ -19,6 +19,7 @@ from services.inference.ollama.pieces import JSON, LINES, Path
 from services.inference.ollama.requests import Asked
 from services.inference.relay import Relay
 from services.inference.requests import OpenAIRequest
+from services.inference.response_cache.relay import HIT
 from services.kit.caller import Caller, caller_of
 from services.kit.dialects import ollama_error
 from services.kit.errors import MeshError
@@ -73,7 +74,7 @@ class OllamaServicer:
             if lines is None:
                 await _show(caller, redactions, request.cache, context)
                 # The model that answers is known once the engine has been asked.
-                lines = answers.Lines(path, request.model, began_ns=began_ns)
+                lines = _lines(path, request, began_ns)
             await write(lines.feed(objects))
 
         try:
@@ -84,7 +85,7 @@ class OllamaServicer:
             raise
         if lines is None:
             await _show(caller, redactions, request.cache, context)
-            lines = answers.Lines(path, request.model, began_ns=began_ns)
+            lines = _lines(path, request, began_ns)
         await write(lines.end(tokens, metadata))
 
     async def _whole(
@@ -98,7 +99,9 @@ class OllamaServicer:
             return httpbody_pb2.HttpBody(content_type=JSON, data=data)
         request, redactions = await self._request(asked, caller)
         _, said = await self._relay.answer(caller, request)
-        data = answers.whole(path, request.model, said, time.monotonic_ns() - began_ns)
+        took_ns = time.monotonic_ns() - began_ns
+        is_again = _is_given_again(request)
+        data = answers.whole(path, request.model, said, took_ns, is_given_again=is_again)
         await _show(caller, redactions, request.cache, context)
         return httpbody_pb2.HttpBody(content_type=JSON, data=data)
 
@@ -153,6 +156,15 @@ class OllamaServicer:
 async def _show(caller: Caller, redactions: int, cache: str, context: Context) -> None:
     if caller.decision or redactions or cache:
         await context.send_initial_metadata(answer_headers(caller, redactions, cache))
+
+
+def _lines(path: Path, request: OpenAIRequest, began_ns: int) -> answers.Lines:
+    is_again = _is_given_again(request)
+    return answers.Lines(path, request.model, began_ns=began_ns, is_given_again=is_again)
+
+
+def _is_given_again(request: OpenAIRequest) -> bool:
+    return request.cache.startswith(HIT)
 
 
 def add_to_server(servicer: OllamaServicer, server: grpc.aio.Server) -> None:

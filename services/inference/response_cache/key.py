@@ -8,7 +8,7 @@ from typing import Any, Literal
 import orjson
 
 from services.inference import extensions
-from services.inference.requests import OpenAIRequest
+from services.inference.requests import OpenAIRequest, written
 from services.kit.caller import Caller
 
 Form = Literal["whole", "bytes", "objects"]
@@ -39,6 +39,11 @@ class CachedModels:
     def __init__(self, patterns: Sequence[str] = ()) -> None:
         self._patterns = tuple(patterns)
 
+    @classmethod
+    def read(cls, text: str) -> "CachedModels":
+        """Reads names with commas between."""
+        return cls([name.strip() for name in text.split(",") if name.strip()])
+
     def __bool__(self) -> bool:
         return bool(self._patterns)
 
@@ -51,10 +56,10 @@ class CachedModels:
 def may_reuse(caller: Caller, request: OpenAIRequest, model: str, models: CachedModels) -> bool:
     """Says whether a request may be answered with an earlier answer.
 
-    A request that says `enable_caching` decides itself. One that does not may where the operator
-    has its model's answers kept and it asks for no chance: its `temperature` is 0. Calls from
-    inside the mesh have no tenant, and those that want to see how an answer came about want a new
-    one.
+    A key that wants none is given none. Else a request that says `enable_caching` decides itself.
+    One that does not may where its key wants it or the operator has its model's answers kept, and
+    it asks for no chance: its `temperature` is 0. Calls from inside the mesh have no tenant, and
+    those that want to see how an answer came about want a new one.
 
     Args:
         caller: Who asks.
@@ -62,12 +67,13 @@ def may_reuse(caller: Caller, request: OpenAIRequest, model: str, models: Cached
         model: The model that answers.
         models: The models whose answers are kept.
     """
-    if not caller.tenant or caller.decision:
+    if not caller.tenant or caller.decision or caller.caching == "off":
         return False
     asked = request.fields.get("enable_caching")
     if asked is not None:
         return bool(asked)
-    return request.fields.get("temperature") == 0 and model in models
+    is_wanted = caller.caching == "on" or model in models
+    return is_wanted and request.fields.get("temperature") == 0
 
 
 def key_of(
@@ -92,6 +98,11 @@ def key_of(
         if value is not None and name not in _WITHOUT_EFFECT
     }
     shown = (request.wants_usage, request.wants_progress)
+    if options := request.fields.get("stream_options"):
+        # Engines have options of their own there, which change the pieces.
+        more = {name: said for name, said in options.items() if name != "include_usage"}
+        if request.is_stream and more:
+            fields["stream_options"] = more
     said = [caller.tenant, model, request.kind, form, *shown, generation, fields]
-    text = orjson.dumps(said, option=orjson.OPT_SORT_KEYS)
+    text = written(said, orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(text, digest_size=_DIGEST_BYTES).digest()

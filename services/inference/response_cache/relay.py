@@ -1,8 +1,9 @@
 """A relay that gives an earlier answer where the same is asked again.
 
-What may be answered so goes one of three ways:
+What may be answered so goes one of four ways:
 
 hit       the answer is here, or somebody makes it now: it is given again as it went out then
+near      where the operator wants that, the question was asked before in other words
 first     it goes to the engine, and what comes back is kept once it is there in full
 beside    somebody makes it, but too slowly or for too many: it goes to the engine, unkept
 
@@ -23,11 +24,10 @@ from services.inference.gateway_metadata import GatewayMetadata
 from services.inference.http_client import EngineClient
 from services.inference.relay import OnStart, Relay
 from services.inference.requests import OpenAIRequest
-from services.inference.response_cache.flights import Flights
-from services.inference.response_cache.key import CachedModels, Form, key_of, may_reuse
+from services.inference.response_cache.cache import ResponseCache
+from services.inference.response_cache.key import Form, key_of, may_reuse
 from services.inference.response_cache.recording import Recording
-from services.inference.response_cache.store import Answer, AnswerStore
-from services.inference.settings import InferenceSettings
+from services.inference.response_cache.store import Answer
 from services.inference.state import EngineState
 from services.inference.streams import OnObjects, Write
 from services.kit.audit_inference import InferenceAudit
@@ -38,34 +38,20 @@ HIT, MISS = "hit", "miss"
 T = TypeVar("T")
 
 
-class ResponseCache(NamedTuple):
-    """What a node keeps of its answers.
+class _Asked(NamedTuple):
+    """What may be answered with an earlier answer.
 
     Args:
-        store: The answers.
-        flights: The answers that are being made.
-        models: The models whose answers are kept without being asked to.
+        key: What stands for it.
+        model: The model that answers.
+        form: How its surface wants the answer.
+        generation: Counts the starts of the engine.
     """
 
-    store: AnswerStore
-    flights: Flights
-    models: CachedModels
-
-
-def response_cache_of(settings: InferenceSettings) -> ResponseCache | None:
-    """Returns an empty cache as the operator wants it; None for none."""
-    if not settings.response_cache_mib:
-        return None
-    return ResponseCache(
-        AnswerStore(
-            max_bytes=settings.response_cache_mib * 1024 * 1024,
-            max_answer_bytes=settings.response_cache_answer_kib * 1024,
-            ttl_s=settings.response_cache_ttl_s,
-        ),
-        # Whoever waits for another's answer waits as for the engine.
-        Flights(max_waiting=settings.max_queued, max_wait_s=settings.max_queue_wait_s),
-        CachedModels([name.strip() for name in settings.response_cache_models.split(",") if name]),
-    )
+    key: bytes
+    model: str
+    form: Form
+    generation: int
 
 
 class CachingRelay(Relay):
@@ -100,8 +86,8 @@ class CachingRelay(Relay):
         self, caller: Caller, request: OpenAIRequest, on_start: OnStart | None = None
     ) -> tuple[bytes | None, dict[str, Any]]:
         """Returns the whole answer, as `Relay` does or did."""
-        key = self._key(caller, request, "whole")
-        if key is None:
+        asked = self._asked(caller, request, "whole")
+        if asked is None:
             return await super().answer(caller, request, on_start)
 
         async def again(answer: Answer, account: Account) -> tuple[bytes, dict[str, Any]]:
@@ -119,7 +105,7 @@ class CachingRelay(Relay):
                 recording.add(orjson.dumps(data) if raw is None else raw)
             return (raw, data), True
 
-        return await self._reuse_or(caller, request, key, again, make)
+        return await self._reuse_or(caller, request, asked, again, make)
 
     async def stream(
         self,
@@ -129,8 +115,8 @@ class CachingRelay(Relay):
         on_start: OnStart | None = None,
     ) -> None:
         """Passes a stream on, as `Relay` does, or did."""
-        key = self._key(caller, request, "bytes")
-        if key is None:
+        asked = self._asked(caller, request, "bytes")
+        if asked is None:
             await super().stream(caller, request, write, on_start)
             return
 
@@ -153,7 +139,7 @@ class CachingRelay(Relay):
             )
             return None, True
 
-        await self._reuse_or(caller, request, key, again, make)
+        await self._reuse_or(caller, request, asked, again, make)
 
     async def stream_parsed(
         self,
@@ -163,8 +149,8 @@ class CachingRelay(Relay):
         on_start: OnStart | None = None,
     ) -> tuple[Tokens | None, dict[str, Any] | None]:
         """Hands on the objects of a stream's events, as `Relay` does, or did."""
-        key = self._key(caller, request, "objects")
-        if key is None:
+        asked = self._asked(caller, request, "objects")
+        if asked is None:
             return await super().stream_parsed(caller, request, on_objects, on_start)
 
         async def again(
@@ -189,42 +175,58 @@ class CachingRelay(Relay):
             )
             return result, result[0] is not None
 
-        return await self._reuse_or(caller, request, key, again, make)
+        return await self._reuse_or(caller, request, asked, again, make)
 
-    def _key(self, caller: Caller, request: OpenAIRequest, form: Form) -> bytes | None:
-        if request.fields.get("enable_caching") is None and not self._cache.models:
+    def _asked(self, caller: Caller, request: OpenAIRequest, form: Form) -> _Asked | None:
+        unasked = request.fields.get("enable_caching") is None
+        if unasked and not self._cache.models and caller.caching != "on":
             # Most calls: they pay nothing for what others ask for.
             return None
         model = self.admit(caller, request.model).name
         if not may_reuse(caller, request, model, self._cache.models):
             return None
-        return key_of(caller, request, model, form, self._state.engine_generation)
+        generation = self._state.engine_generation
+        key = key_of(caller, request, model, form, generation)
+        return _Asked(key, model, form, generation)
 
     async def _reuse_or(
         self,
         caller: Caller,
         request: OpenAIRequest,
-        key: bytes,
+        asked: _Asked,
         again: Callable[[Answer, Account], Awaitable[T]],
         make: Callable[[Recording | None], Awaitable[tuple[T, bool]]],
     ) -> T:
         """Answers with `again` where the answer is known, else with `make`, and keeps that."""
         began_ns = time.monotonic_ns()
-        store, flights, _ = self._cache
+        store, flights, _, semantic = self._cache
+        key = asked.key
         answer = await flights.join(key, lambda: store.get(key))
         if answer is not None:
-            request.cache = HIT
             return await self._again(caller, request, answer, again, began_ns)
         request.cache = MISS
         with flights.lead(key) as flight:
             if flight is None:
                 return (await make(None))[0]
-            recording = Recording(store.max_answer_bytes, flight)
-            result, has_usage = await make(recording)
-            flight.answer = recording.end(has_usage=has_usage)
-            if flight.answer is not None:
-                store.put(key, flight.answer)
-            return result
+            question = None
+            if semantic is not None:
+                question = await semantic.ask(
+                    caller, request, asked.model, asked.form, asked.generation
+                )
+                if question is not None:
+                    flight.answer = semantic.find(question, key, store)
+            if flight.answer is None:
+                recording = Recording(store.max_answer_bytes, flight)
+                result, has_usage = await make(recording)
+                flight.answer = recording.end(has_usage=has_usage)
+                if flight.answer is not None:
+                    store.put(key, flight.answer)
+                    if semantic is not None and question is not None:
+                        semantic.keep(question, key)
+                return result
+            answer = flight.answer
+        # Those who wait have it by now, however slowly this caller reads.
+        return await self._again(caller, request, answer, again, began_ns)
 
     async def _again(
         self,
@@ -234,6 +236,10 @@ class CachingRelay(Relay):
         again: Callable[[Answer, Account], Awaitable[T]],
         began_ns: int,
     ) -> T:
+        request.cache = HIT
+        if answer.similarity is not None:
+            # Cut, not rounded: none says more than it is.
+            request.cache += f" {int(answer.similarity * 1000) / 1000:.3f}"
         request.model = self.admit(caller, request.model).name
         if caller.audits_body:
             self.audit.note(caller, request.kind, request.model, request.fields)

@@ -3,7 +3,7 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.inference.engines.dialect import Tokens
 
@@ -22,12 +22,14 @@ class Answer:
         tokens: What it took when it was made.
         content_type: Of the pieces; empty where the surface has its own.
         has_usage: Whether the engine told what it took.
+        similarity: How near the question is that it was given to, 0 to 1; None for the same one.
     """
 
     pieces: Sequence[bytes]
     tokens: Tokens
     content_type: str = ""
     has_usage: bool = False
+    similarity: float | None = None
 
     @property
     def size(self) -> int:
@@ -80,6 +82,28 @@ class AnswerStore:
 
     def put(self, key: bytes, answer: Answer) -> None:
         """Keeps an answer, if it is not too large; others make room for it."""
+        self._put(key, answer, self._clock() + self._ttl_s)
+
+    def lend(self, key: bytes, to: bytes, similarity: float) -> Answer | None:
+        """Gives an answer to another question too, for as long as it has left.
+
+        Args:
+            key: What it is kept under.
+            to: What it is kept under as well.
+            similarity: How near the other question is.
+
+        Returns:
+            The answer as the other question's; None where there is none that is not too old.
+        """
+        answer = self.get(key)
+        if answer is None:
+            return None
+        expires_at, _ = self._entries[key]
+        lent = replace(answer, similarity=similarity)
+        self._put(to, lent, expires_at)
+        return lent
+
+    def _put(self, key: bytes, answer: Answer, expires_at: float) -> None:
         size = answer.size
         if size > self.max_answer_bytes:
             return
@@ -87,7 +111,7 @@ class AnswerStore:
             self._remove(key)
         while self._entries and self.size + size > self._max_bytes:
             self._remove(next(iter(self._entries)))
-        self._entries[key] = (self._clock() + self._ttl_s, answer)
+        self._entries[key] = (expires_at, answer)
         self.size += size
 
     def _remove(self, key: bytes) -> None:

@@ -205,7 +205,8 @@ class Connection(asyncio.Protocol):
         if self._answers is not None and self._transport is not None:
             piece = self._answers.piece(start, end)
             if not start:
-                piece = STREAM_HEAD + self._answers.begin + piece
+                head = STREAM_HEAD if self._stays else _closing(STREAM_HEAD)
+                piece = head + self._answers.begin + piece
             self._transport.write(piece)
 
     def finish(self, prompt: int, tokens: int, cached: int) -> None:
@@ -236,6 +237,13 @@ class Connection(asyncio.Protocol):
     def _end(self, data: bytes) -> None:
         """Sends the last of an answer."""
         if self._transport is not None:
+            if not self._stays and data.startswith(b"HTTP/"):
+                data = _closing(data)
             self._transport.write(data)
             if not self._stays:
                 self._transport.close()
+
+
+def _closing(answer: bytes) -> bytes:
+    """Returns an answer that says that its connection ends with it (RFC 9112, section 9.6)."""
+    return answer.replace(b"\r\n", b"\r\nconnection: close\r\n", 1)

@@ -137,7 +137,9 @@ class Engine:
         """Says whether there is a slot, and takes the blocks."""
         if self.running >= self.options.slots:
             return False
-        if self.cache is None:
+        # What ends with its prefill leaves nothing behind: texts go through one by one, so that
+        # many of them need no more room than one.
+        if self.cache is None or not sequence.answer_tokens:
             return True
         size = self.options.block_tokens
         if sequence.text and not sequence.hashes:

@@ -5,6 +5,7 @@ from typing import Any
 
 from services.kit.grpc_server import wire
 from services.kit.grpc_server.call import Call
+from services.kit.grpc_server.header_blocks import HeaderDecoder
 from services.kit.grpc_server.limits import Shared
 from services.kit.grpc_server.link import MAX_HEADER_BYTES, Link
 from services.kit.grpc_server.request import MalformedError
@@ -39,7 +40,7 @@ class Connection(Link):
         self.window = wire.DEFAULT_WINDOW
         self.initial_window = wire.DEFAULT_WINDOW
         self._dispatch = dispatch
-        self._decoder = wire.HeaderDecoder(2 * MAX_HEADER_BYTES)
+        self._decoder = HeaderDecoder(2 * MAX_HEADER_BYTES)
         self._received = 0
         self._block: bytearray | None = None
         self._block_stream_id = 0

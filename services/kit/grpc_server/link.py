@@ -11,6 +11,7 @@ import grpc
 
 from services.kit.grpc_server import wire
 from services.kit.grpc_server.limits import RefusedError, Shared
+from services.kit.grpc_server.peer_socket import keep_alive, peer_name
 from services.kit.grpc_server.wire import ProtocolError
 
 if TYPE_CHECKING:
@@ -21,12 +22,12 @@ log = logging.getLogger(__name__)
 MAX_HEADER_BYTES = 64 * 1024
 """Told to the peer; one that sends more all the same is cut off at twice that."""
 
+# What is sent within one turn of the loop leaves together, once it is as long as this at once.
+_MAX_UNSENT_BYTES = 64 * 1024
+
 _LAST_PING = b"goodbye."
 # After that, a peer that does not answer the last ping is taken to have got the GOAWAY before it.
 _LAST_PING_S = 1.0
-# A peer that is gone without a word is noticed after about a minute.
-_KEEPALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
-_USER_TIMEOUT_MS = 60_000
 
 
 class Link(asyncio.Protocol):
@@ -52,6 +53,9 @@ class Link(asyncio.Protocol):
         self._closed = closed
         self._transport: asyncio.Transport | None = None
         self._rest = b""
+        self._out: list[bytes] = []
+        self._out_size = 0
+        self._is_receiving = False
         self._has_greeted = False
         self._last_stream_id = 0
         self._is_closing = False
@@ -73,10 +77,10 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Says first what this side takes."""
         self._transport = cast(asyncio.Transport, transport)
-        self.peer = _peer_name(transport)
+        self.peer = peer_name(transport)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
-            _keep_alive(sock)
+            keep_alive(sock)
         self._transport.write(
             wire.settings_frame(
                 (
@@ -94,6 +98,7 @@ class Link(asyncio.Protocol):
         self._is_closing = True
         self._transport = None
         self._rest = b""
+        self._out.clear()
         if self._last_ping is not None:
             self._last_ping.cancel()
         self._reset_all()
@@ -117,6 +122,7 @@ class Link(asyncio.Protocol):
         if self._is_turn_over:
             self._rest = data
             return
+        self._is_receiving = True
         try:
             self._rest = self._frames(data)
         except ProtocolError as error:
@@ -126,6 +132,10 @@ class Link(asyncio.Protocol):
         except Exception:
             log.exception("a connection failed")
             self._break_off(wire.INTERNAL_ERROR)
+        finally:
+            self._is_receiving = False
+        if self._out:
+            self._flush()
 
     def _break_off(self, code: int) -> None:
         self._rest = b""
@@ -146,11 +156,27 @@ class Link(asyncio.Protocol):
     # --- for calls ---
 
     def send(self, data: bytes) -> None:
-        """Sends bytes as they are; forgets them where the peer is gone."""
-        transport = self._transport
-        if transport is None:
+        """Sends bytes as they are; forgets them where the peer is gone.
+
+        They leave in this turn of the loop or the next, in one piece with what else is sent until
+        then: on a loopback, what sending costs is the call of the kernel, however little it takes.
+        """
+        if self._transport is None:
             return
-        transport.write(data)
+        if not self._out and not self._is_receiving:
+            self.loop.call_soon(self._flush)
+        self._out.append(data)
+        self._out_size += len(data)
+        if self._out_size > _MAX_UNSENT_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        out, transport = self._out, self._transport
+        if not out or transport is None:
+            return
+        self._out = []
+        self._out_size = 0
+        transport.write(out[0] if len(out) == 1 else b"".join(out))
         # DATA waits while the peer does not read. What no window bounds does not: it is bound here.
         if self.is_paused and transport.get_write_buffer_size() > self.shared.limits.unread_bytes:
             self.abort()
@@ -245,12 +271,14 @@ class Link(asyncio.Protocol):
     def close(self) -> None:
         """Closes once everything is sent."""
         self._is_closing = True
+        self._flush()
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
         """Closes at once."""
         self._is_closing = True
+        self._out.clear()
         if self._transport is not None:
             self._transport.abort()
 
@@ -282,18 +310,3 @@ class Link(asyncio.Protocol):
         """Lets all writers look again whether there is room."""
         for stream_id in list(self._waiting):
             self._wake(stream_id)
-
-
-def _keep_alive(sock: Any) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (*_KEEPALIVE, ("TCP_USER_TIMEOUT", _USER_TIMEOUT_MS)):
-        if (option := getattr(socket, name, None)) is not None:  # not every system has all
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def _peer_name(transport: asyncio.BaseTransport) -> str:
-    name = transport.get_extra_info("peername")
-    if isinstance(name, tuple):
-        kind = "ipv6" if ":" in str(name[0]) else "ipv4"
-        return f"{kind}:{name[0]}:{name[1]}"
-    return f"unix:{name or ''}"

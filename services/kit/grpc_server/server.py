@@ -16,6 +16,7 @@ import grpc
 from services.kit.grpc_server.answer import Method
 from services.kit.grpc_server.call import Call
 from services.kit.grpc_server.connection import Connection
+from services.kit.grpc_server.header_blocks import KnownHeaders
 from services.kit.grpc_server.limits import Limits, Shared
 from services.kit.grpc_server.request import Metadata, RequestReader
 from services.kit.grpc_server.tls_listener import BACKLOG, TlsConnection, TlsListener
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # How long handlers that were cancelled may clean up, and what was sent last may take to go out.
 _LAST_S = 1.0
+_MAX_MADE = 1024
 
 
 class _Details(NamedTuple):
@@ -54,6 +56,7 @@ class GrpcServer(grpc.aio.Server):
         self._requests = RequestReader()
         self._generic: list[grpc.GenericRpcHandler] = []
         self._methods: dict[bytes, Method] = {}
+        self._made: dict[int, tuple[Any, Method]] = {}
         self._sockets: list[socket.socket] = []
         self._tls: list[TlsListener] = []
         self._listeners: list[asyncio.AbstractServer | TlsListener] = []
@@ -77,8 +80,12 @@ class GrpcServer(grpc.aio.Server):
         for name, handler in method_handlers.items():
             self._methods[f"/{service_name}/{name}".encode()] = _method(handler)
 
-    def add_insecure_port(self, address: str) -> int:
+    def add_insecure_port(self, address: str, *, is_shared: bool = False) -> int:
         """Binds `host:port` or `unix:path`; calls are taken from `start` on.
+
+        Args:
+            address: The address.
+            is_shared: Whether other processes bind the port too; each gets some connections.
 
         Returns:
             The port, which the system chooses for port 0; 0 for a path.
@@ -87,15 +94,20 @@ class GrpcServer(grpc.aio.Server):
             RuntimeError: The address cannot be bound.
         """
         try:
-            sock = _bound(address)
+            sock = _bound(address, is_shared=is_shared)
         except (OSError, ValueError) as error:
             raise RuntimeError(f"{address}: {error}") from None
         self._sockets.append(sock)
         name = sock.getsockname()
         return int(name[1]) if isinstance(name, tuple) else 0
 
-    def add_tls_port(self, address: str, tls: ServerTls) -> int:
+    def add_tls_port(self, address: str, tls: ServerTls, *, is_shared: bool = False) -> int:
         """Binds `host:port` for peers with a certificate; calls are taken from `start` on.
+
+        Args:
+            address: The address.
+            tls: The server's certificate, and whom it admits.
+            is_shared: As `add_insecure_port` has it.
 
         Returns:
             The port, which the system chooses for port 0.
@@ -103,7 +115,7 @@ class GrpcServer(grpc.aio.Server):
         Raises:
             RuntimeError: The address cannot be bound.
         """
-        port = self.add_insecure_port(address)
+        port = self.add_insecure_port(address, is_shared=is_shared)
         make = functools.partial(
             TlsConnection,
             self._dispatch,
@@ -227,7 +239,12 @@ class GrpcServer(grpc.aio.Server):
     def _dispatch(
         self, connection: Connection, stream_id: int, headers: Sequence[tuple[bytes, bytes, bool]]
     ) -> Call:
-        request = self._requests.read(headers)
+        if isinstance(headers, KnownHeaders):
+            request = headers.request
+            if request is None:
+                request = headers.request = self._requests.read(headers)
+        else:
+            request = self._requests.read(headers)
         call = Call(connection, stream_id, request)
         connection.calls[stream_id] = call
         self._shared.calls += 1
@@ -246,12 +263,22 @@ class GrpcServer(grpc.aio.Server):
         for generic in self._generic:
             handler = generic.service(details)
             if handler is not None:
-                method = _method(handler)
+                method = self._made_of(handler)
                 # What a service's table holds does not change; other handlers may look at more.
                 if isinstance(generic, grpc.ServiceRpcHandler):
                     self._methods[request.path] = method
                 return method
         return None
+
+    def _made_of(self, handler: Any) -> Method:
+        """Returns a handler as calls need it, which takes time to find out."""
+        made = self._made.get(id(handler))
+        if made is not None:
+            return made[1]
+        method = _method(handler)
+        if len(self._made) < _MAX_MADE:  # what chooses by call may make a new one each time
+            self._made[id(handler)] = handler, method
+        return method
 
 
 def _method(handler: Any) -> Method:
@@ -276,7 +303,7 @@ def _host(connection: Connection) -> str:
     return connection.peer.rpartition(":")[0]
 
 
-def _bound(address: str) -> socket.socket:
+def _bound(address: str, *, is_shared: bool) -> socket.socket:
     if address.startswith("unix:"):
         target: Any = address[len("unix:") :]
         family = socket.AF_UNIX
@@ -296,6 +323,8 @@ def _bound(address: str) -> socket.socket:
     try:
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.setblocking(False)
         sock.bind(target)
     except OSError:

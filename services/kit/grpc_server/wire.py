@@ -3,10 +3,7 @@
 import base64
 import re
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Any
-
-from jh2 import _hazmat
+from collections.abc import Iterable
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -199,35 +196,6 @@ def _length(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
-
-
-class HeaderDecoder:
-    """Reads the header blocks of one connection, in the order in which they come.
-
-    Args:
-        max_bytes: The most that one block may hold once it is decoded.
-    """
-
-    def __init__(self, max_bytes: int) -> None:
-        self._decode = _hazmat.Decoder(max_bytes).decode
-
-    def decode(self, block: bytes) -> Sequence[tuple[bytes, bytes, bool]]:
-        """Returns names and values.
-
-        Raises:
-            ProtocolError: The block cannot be decoded.
-        """
-        try:
-            # Only bytes come where the third parameter says so; str would fail on bytes over 127.
-            decoded: Any = self._decode(block, True)
-        except (_hazmat.HPACKError, _hazmat.OversizedHeaderListError) as error:
-            raise ProtocolError(COMPRESSION_ERROR, str(error)) from None
-        except BaseException as error:
-            # Some blocks that are cut off make the decoder panic, which is no `Exception`.
-            if type(error).__name__ != "PanicException":
-                raise
-            raise ProtocolError(COMPRESSION_ERROR, "the headers cannot be decoded") from None
-        return decoded  # type: ignore[no-any-return]
 
 
 def binary_value(value: bytes) -> bytes:

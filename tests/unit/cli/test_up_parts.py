@@ -10,6 +10,7 @@ from rich.console import Console
 
 from services.cli import lock, screen, stack
 from services.cli.keeper import PartState, PartStatus
+from services.cli.stack_tls import TlsOptions
 
 REPOSITORY = Path(__file__).parents[3]
 
@@ -61,3 +62,38 @@ def test_the_curl_is_what_a_shell_understands(tmp_path):
     assert words[0] == "http://127.0.0.1:8080/v1/chat/completions"
     assert "Authorization: Bearer im-secret" in words
     assert words[-1].startswith('{"model": "smollm2-135m", "stream": true')
+
+
+def _built(state: Path, **options: object) -> tuple[dict[str, str], str]:
+    """Returns the sockets that parts are told to listen on, and Envoy's configuration."""
+    parts = stack.build(stack.Options(state_dir=state, models_dir=state, **options))
+    told = {p.name: p.env["INFERMESH_LISTEN_SOCKET"] for p in parts if _SOCKET in p.env}
+    return told, (state / "run" / "envoy.yaml").read_text()
+
+
+_SOCKET = "INFERMESH_LISTEN_SOCKET"
+
+
+def test_envoy_and_the_services_agree_on_sockets(tmp_path):
+    told, config = _built(tmp_path)
+    assert {"auth", "registry", "routing", "embeddings", "metrics", "jobs"} <= set(told)
+    for name, path in told.items():
+        if not name.startswith("node-"):
+            assert f'pipe: {{path: "{path}"}}' in config, name
+
+
+def test_a_state_folder_with_a_long_path_does_without_sockets(tmp_path):
+    deep = tmp_path / ("x" * (108 - len("/run/embeddings.sock") - len(str(tmp_path)) - 1))
+    told, config = _built(deep)
+    assert not told
+    assert 'pipe: {path: "run/' in config  # Envoy's own, which is relative
+    assert ".sock" not in config.replace("run/envoy-admin.sock", "")
+    fits = deep.with_name(deep.name[1:])
+    told, _ = _built(fits)
+    assert len(told["embeddings"]) == 107
+
+
+def test_tls_inside_the_mesh_leaves_no_plain_way_in(tmp_path):
+    told, config = _built(tmp_path, tls=TlsOptions(mesh=True))
+    assert not told
+    assert ".sock" not in config.replace("run/envoy-admin.sock", "")

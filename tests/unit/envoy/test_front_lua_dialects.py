@@ -100,6 +100,10 @@ def told(
         ("/v1/messages", {"type": "image", "source": {}}, True),
         ("/v1/messages", {"type": "text", "text": '"type": "image"'}, None),
         ("/v1/chat/completions", {"type": "image"}, None),
+        ("/api/chat", {"images": ["aGk="]}, True),
+        ("/api/chat", {"images": []}, None),
+        ("/api/chat", {"type": "text", "text": '"images": ["'}, None),
+        ("/v1/chat/completions", {"images": ["aGk="]}, None),
     ],
 )
 def test_routing_hears_of_pictures(path: str, block: dict[str, Any], expected: object) -> None:
@@ -199,3 +203,11 @@ def _twin(error: MeshError) -> str:
     if said["param"] is not None:
         inner["param"] = said["param"]
     return json.dumps({"type": "error", "error": inner, "request_id": "r-1"})
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/responses", "/v1/messages", "/api/chat"])
+def test_what_is_too_large_has_the_status_of_that(path: str) -> None:
+    large = MeshError(errors_pb2.ERROR_REASON_REQUEST_TOO_LARGE, "Too large.")
+    assert told(path, 400, trailer=large.openai_body())[1][":status"] == "413"
+    said = MeshError(errors_pb2.ERROR_REASON_INVALID_ARGUMENT, '"code":"request_too_large"')
+    assert told(path, 400, trailer=said.openai_body())[1][":status"] == "400"

@@ -67,8 +67,18 @@ def test_what_is_reserved_and_routed_by() -> None:
     assert "max_tokens" not in found
 
 
+@pytest.mark.parametrize(
+    ("images", "expected"), [(["aGk="], True), ([], None), (None, None), ("aGk=", None)]
+)
+def test_pictures_need_a_model_that_sees(images: object, expected: bool | None) -> None:
+    assert (
+        told({"prompt": "What is it?", "images": images}, b"/api/generate").get("vision")
+        is expected
+    )
+
+
 def test_other_paths_have_no_such_fields() -> None:
-    fields = {"options": {"num_predict": 7}, "format": {"type": "object"}}
+    fields = {"options": {"num_predict": 7}, "format": {"type": "object"}, "images": ["aGk="]}
     assert told(fields, b"/v1/chat/completions") == {"stream": b"false"}
 
 

@@ -96,6 +96,8 @@ def test_a_model_carries_what_it_can_and_costs():
     embedder = served_model(EngineModel("m", can_chat=False, can_embed=True))
     assert list(embedder.capabilities) == [resources_pb2.CAPABILITY_EMBEDDINGS]
     assert not embedder.HasField("input_price")
+    ranker = served_model(EngineModel("r", can_chat=False, can_embed=False, can_rank=True))
+    assert list(ranker.capabilities) == [resources_pb2.CAPABILITY_RERANK]
 
 
 def test_a_join_says_what_the_operator_says():

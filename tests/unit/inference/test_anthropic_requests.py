@@ -228,6 +228,7 @@ def test_an_answer_that_is_begun() -> None:
         ({"messages": []}, "INVALID_ARGUMENT", "messages"),
         ({"messages": "hi"}, "INVALID_ARGUMENT", "messages"),
         ({"messages": [{"role": "tool"}]}, "INVALID_ARGUMENT", "messages[0].role"),
+        ({"messages": HELLO * 4097}, "INVALID_ARGUMENT", "messages"),
         ({"messages": [turn("user")]}, "INVALID_ARGUMENT", "messages[0].content"),
         ({"messages": [{**HELLO[0], "name": "x"}]}, "UNSUPPORTED", "messages[0].name"),
         ({"system": [{"type": "image"}]}, "UNSUPPORTED", "system[0]"),

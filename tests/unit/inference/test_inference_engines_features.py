@@ -44,6 +44,33 @@ def test_what_the_model_cannot_do_is_refused_by_name(make):
     engine.plan(request(messages=[{"role": "user", "content": parts}]))
 
 
+def test_sounds_that_nobody_hears():
+    said = [{"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}]
+    asked = request(messages=[{"role": "user", "content": said}])
+    deaf = knowing(LlamaCpp, can_hear=False)
+    assert refusal(deaf, asked) == ("UNSUPPORTED", "messages[0].content[0]")
+    knowing(LlamaCpp, can_see=False).plan(asked)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "param"),
+    [
+        ("completion", {"suffix": "."}, "suffix"),
+        ("completion", {"echo": True}, "echo"),
+        ("completion", {"best_of": 2}, "best_of"),
+        ("chat", {"functions": [{"name": "f"}]}, "functions"),
+        ("chat", {"modalities": ["text", "audio"], "audio": {"voice": "a"}}, "audio"),
+    ],
+)
+def test_what_llamacpp_would_pass_over(kind, fields, param):
+    assert refusal(LlamaCpp(EngineOptions()), request(kind, **fields)) == ("UNSUPPORTED", param)
+
+
+def test_what_asks_llamacpp_for_nothing_passes():
+    asked = {"suffix": "", "echo": False, "best_of": 1}
+    LlamaCpp(EngineOptions()).plan(request("completion", **asked))
+
+
 @pytest.mark.parametrize("make", [LlamaCpp, Ollama, Tgi])
 def test_what_is_not_known_is_left_to_the_engine(make):
     engine = make(EngineOptions())

@@ -3,8 +3,8 @@ import pytest
 
 from services.inference.engines.ollama import Ollama, _is_since
 from services.inference.engines.ollama_answers import ChatLines, GenerateLines
-from services.inference.http_connection import EngineConnectionError
 from services.inference.requests import parse
+from services.inference.transport_errors import EngineConnectionError
 from services.kit.errors import MeshError
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from services.inference.engine_watch import EngineWatch
 from services.inference.engines.dialect import Description, EngineModel, Load
-from services.inference.http_connection import EngineConnectError
 from services.inference.state import EngineState
+from services.inference.transport_errors import EngineConnectError
 
 
 class Scripted:

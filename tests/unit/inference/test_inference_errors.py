@@ -4,7 +4,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from services.inference import errors
-from services.inference.http_connection import (
+from services.inference.transport_errors import (
     EngineConnectError,
     EngineConnectionError,
     EngineTimeoutError,

@@ -61,6 +61,38 @@ def test_a_completion_needs_a_prompt(prompt):
     assert refusal("completion", {"model": "m", "prompt": prompt}) == ("INVALID_ARGUMENT", "prompt")
 
 
+PICTURE = {"type": "image_url", "image_url": {"url": "data:,"}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "most", "too_many", "param"),
+    [
+        ("chat", {"messages": CHAT["messages"] * 4096}, CHAT["messages"], "messages"),
+        ("chat", {"tools": [{}] * 128}, [{}], "tools"),
+        ("completion", {"prompt": ["a"] * 128}, ["a"], "prompt"),
+        ("completion", {"prompt": [[1]] * 128}, [[1]], "prompt"),
+    ],
+)
+def test_there_is_a_most_of_everything(kind, most, too_many, param):
+    body = CHAT | most
+    parse(kind, orjson.dumps(body))
+    assert refusal(kind, body | {param: body[param] + too_many}) == ("INVALID_ARGUMENT", param)
+    assert parse("completion", orjson.dumps(CHAT | {"prompt": [1] * 5000}))  # tokens of one prompt
+
+
+def test_pictures_count_over_all_messages():
+    words = [{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "no"}] * 200
+    said = [{"role": "user", "content": [*words, *[PICTURE] * 64]}] * 2
+    parse("chat", orjson.dumps(CHAT | {"messages": said}))
+    more = [*said, {"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]
+    assert refusal("chat", CHAT | {"messages": more}) == ("INVALID_ARGUMENT", "messages")
+
+
+@pytest.mark.parametrize("tools", ["get_weather", {}, 3])
+def test_tools_are_a_list(tools):
+    assert refusal("chat", CHAT | {"tools": tools}) == ("INVALID_ARGUMENT", "tools")
+
+
 @pytest.mark.parametrize("content", ["hi", None, [{"type": "text", "text": "hi"}]])
 def test_every_form_of_content_passes(content):
     body = orjson.dumps({"model": "m", "messages": [{"role": "user", "content": content}]})

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from services.inference.engines.llamacpp import LlamaCpp
 from services.inference.engines.openai import OpenAICompatible
-from services.inference.http_connection import EngineConnectionError
 from services.inference.sse import MAX_EVENT_BYTES, StreamFilter, StreamReader
+from services.inference.transport_errors import EngineConnectionError
 
 DONE = b"data: [DONE]\n\n"
 
@@ -108,6 +108,21 @@ def test_null_usage_that_only_asking_caused_is_hidden():
     assert stream.feed(piece) == event(delta(content="a"))
     assert stream.feed(event({**LAST, "usage": None})) == b""
     assert stream.feed(event({"choices": [], "usage": USAGE}) + DONE) == event(LAST) + DONE
+
+
+@given(st.lists(st.integers(0, 2000), max_size=12).map(sorted))
+def test_null_usage_at_the_end_of_every_event_is_hidden_without_parsing_it(cuts):
+    inner = {**delta(content="hello"), "timings": {"a": 1, "usage": None}}
+    said = [delta(content="hello"), inner, delta(content=',"usage":null}\n\n'), delta("stop")]
+    asked = b"".join(event({**each, "usage": None}) for each in said) + DONE
+    stream = make_filter(engine=OpenAICompatible())
+    kept = b"".join(map(event, said)) + DONE
+    assert run(stream, asked, [min(cut, len(asked)) for cut in cuts]) == kept
+
+
+def test_null_usage_that_the_caller_asked_for_stays():
+    asked = event({**delta(content="hello"), "usage": None}) + event(LAST) + DONE
+    assert run(make_filter(hides=False), asked, []) == asked
 
 
 def test_comments_null_and_carriage_returns_pass():

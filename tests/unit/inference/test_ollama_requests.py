@@ -232,3 +232,23 @@ def test_options_that_ask_for_nothing_pass_everywhere() -> None:
 def test_options_that_cannot_be_honoured(said: dict[str, Any], reason: str) -> None:
     (name,) = said
     assert refused(options.to_openai, said, "vllm", 4096) == (reason, f"options.{name}")
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "param"),
+    [
+        ("chat", {"top_logprobs": 3}, "top_logprobs"),
+        ("generate", {"prompt": "a", "raw": "yes"}, "raw"),
+        ("chat", {"messages": [{"role": "user", "tool_name": "f"}]}, "messages[0].tool_name"),
+    ],
+)
+def test_what_would_change_nothing(path: str, more: Any, param: str) -> None:
+    with pytest.raises(MeshError) as caught:
+        requests.parse(path, orjson.dumps({"model": "m", **more}))
+    assert caught.value.param == param
+
+
+def test_names_of_speakers_stay() -> None:
+    message = {"role": "user", "content": "a", "name": "Bob"}
+    asked = requests.parse("chat", orjson.dumps({"model": "m", "messages": [message]}))
+    assert asked.fields["messages"] == [message]

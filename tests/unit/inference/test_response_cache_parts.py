@@ -113,6 +113,25 @@ def test_who_may_not() -> None:
     assert not may_reuse(CALLER, chat(temperature=0), "m", models)
 
 
+@pytest.mark.parametrize(
+    ("caching", "fields", "kept"),
+    [
+        ("off", {"enable_caching": True}, False),
+        ("off", {"temperature": 0}, False),
+        ("on", {"temperature": 0}, True),
+        ("on", {"temperature": 0.0}, True),
+        ("on", {"temperature": 0.1}, False),
+        ("on", {}, False),
+        ("on", {"enable_caching": True}, True),
+        ("on", {"enable_caching": False, "temperature": 0}, False),
+    ],
+)
+def test_what_a_key_wants(caching: str, fields: dict[str, object], kept: bool) -> None:
+    caller = CALLER._replace(caching=caching)
+    for models in (CachedModels(), CachedModels(["*"])):
+        assert may_reuse(caller, chat(**fields), "m", models) is kept
+
+
 def store(clock: Clock, **more: int) -> AnswerStore:
     sizes = {"max_bytes": 4000, "max_answer_bytes": 2000, **more}
     return AnswerStore(ttl_s=10, clock=clock, **sizes)

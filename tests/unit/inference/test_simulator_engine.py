@@ -311,6 +311,15 @@ def test_a_dropped_stream_loses_its_connection(rate: float) -> None:
     assert not heard.tokens
 
 
+def test_many_texts_to_rank_need_no_more_room_than_one() -> None:
+    rig = Rig(blocks=10)
+    _, heard = rig.ask(2048 * 100, 0)
+    _, next_heard = rig.ask(16, 0)
+    rig.time.until(300)
+    assert heard.end == pytest.approx(204.8)
+    assert next_heard.end is not None
+
+
 def test_a_hanging_engine_never_answers() -> None:
     rig = Rig()
     rig.engine.set_faults(Faults(hang=True))

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from jh2 import _hazmat
 
 from services.kit.grpc_server import wire
+from services.kit.grpc_server.header_blocks import HeaderDecoder
 from services.kit.grpc_server.request import MalformedError, RequestReader
 
 GOOD = [
@@ -22,7 +23,7 @@ _texts = st.text(st.characters(exclude_categories=["C"]), max_size=300)
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(_names, _texts), max_size=8))
 def test_a_block_says_what_was_put_in(pairs: list[tuple[str, str]]) -> None:
-    got = wire.HeaderDecoder(2**20).decode(wire.header_block(pairs))
+    got = HeaderDecoder(2**20).decode(wire.header_block(pairs))
     expected = [(name.encode(), value.encode().strip(b" \t")) for name, value in pairs]
     assert [(name, value) for name, value, _ in got] == expected
 
@@ -30,7 +31,7 @@ def test_a_block_says_what_was_put_in(pairs: list[tuple[str, str]]) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=300), st.booleans())
 def test_bytes_come_back(value: bytes, is_padded: bool) -> None:
-    ((_, text, _),) = wire.HeaderDecoder(2**20).decode(wire.header_block((("x-bin", value),)))
+    ((_, text, _),) = HeaderDecoder(2**20).decode(wire.header_block((("x-bin", value),)))
     assert b"=" not in text
     padded = text + b"=" * (-len(text) % 4) if is_padded else text
     assert wire.binary_value(padded) == value
@@ -39,12 +40,12 @@ def test_bytes_come_back(value: bytes, is_padded: bool) -> None:
 @pytest.mark.parametrize("length", [0, 1, 126, 127, 128, 254, 255, 16_383, 16_384, 70_000])
 def test_lengths(length: int) -> None:
     block = wire.header_block((("x", "v" * length),))
-    assert wire.HeaderDecoder(2**20).decode(block) == [(b"x", b"v" * length, False)]
+    assert HeaderDecoder(2**20).decode(block) == [(b"x", b"v" * length, False)]
 
 
 def test_a_block_is_for_any_table() -> None:
     assert wire.header_block(()) == b"\x20"
-    decoder = wire.HeaderDecoder(2**20)
+    decoder = HeaderDecoder(2**20)
     filling = _hazmat.Encoder().encode([(b"x-a", b"1", False)])
     decoder.decode(filling)
     decoder.decode(wire.header_block(((":status", "200"),)))
@@ -77,7 +78,7 @@ def test_a_large_block_goes_out_in_frames_that_peers_take() -> None:
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=5))
 def test_any_block_is_read_or_breaks_the_protocol(blocks: list[bytes]) -> None:
-    decoder = wire.HeaderDecoder(1000)
+    decoder = HeaderDecoder(1000)
     for block in blocks:
         try:
             headers = decoder.decode(block)
@@ -87,6 +88,48 @@ def test_any_block_is_read_or_breaks_the_protocol(blocks: list[bytes]) -> None:
             RequestReader().read(headers)
         except MalformedError:
             continue
+
+
+_fields = st.tuples(
+    st.sampled_from([b":path", b":method", b"te", b"x-a", b"x-b"]),
+    st.sampled_from([b"", b"POST", b"1", b"v" * 130, b"\xff" * 20]),
+    st.booleans(),
+)
+_blocks = st.one_of(
+    st.lists(_fields, max_size=4),  # what an encoder makes of it, with its table
+    st.sampled_from([b"\x20", b"\x3f\x61"]),  # the table's size: 0 and 128
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(_blocks, max_size=8), st.data())
+def test_what_is_remembered_of_a_block_is_what_it_says(made: list, data: st.DataObject) -> None:
+    encoder, decoder, plain = _hazmat.Encoder(), HeaderDecoder(2**20), _hazmat.Decoder(2**20)
+    sent: list[bytes] = []
+    for each in made:
+        sent.append(each if isinstance(each, bytes) else encoder.encode(each, None))
+        for block in (sent[-1], sent[-1], data.draw(st.sampled_from(sent))):
+            try:
+                expected = plain.decode(block, True)
+            except _hazmat.HPACKError:
+                with pytest.raises(wire.ProtocolError):
+                    decoder.decode(block)
+                return
+            assert list(decoder.decode(block)) == list(expected)
+
+
+def test_a_block_that_comes_again_is_not_read_again() -> None:
+    decoder = HeaderDecoder(2**20)
+    block = wire.header_block(((":method", "POST"), ("x", "v" * 100)))
+    block = block.removeprefix(b"\x20")
+    first = decoder.decode(block)
+    assert decoder.decode(block) is first
+    decoder.decode(b"\x40\x01a\x01b")  # goes into the table
+    assert decoder.decode(block) is not first
+    # Who never says the same twice is not listened to for it.
+    for number in range(200):
+        decoder.decode(b"\x00\x01a\x03%03d" % number)
+    assert decoder.decode(block) is not decoder.decode(block)
 
 
 def test_names_are_remembered_within_bounds() -> None:

@@ -179,3 +179,17 @@ async def test_an_event_that_the_ledger_refuses_does_not_hold_up_others(tmp_path
     async with open_spool(tmp_path, ledger.send):
         pass
     assert len(ledger.events) == 8
+
+
+@pytest.mark.parametrize("length", [0, 1, 40, 127, 128, 300, 16_300, 16_384, 60_000])
+async def test_events_of_any_length_arrive_as_they_are(tmp_path: Path, length: int) -> None:
+    ledger = _Ledger()
+    ledger.target = 2
+    long = _event(1)
+    long.requested_model = "m" * length
+    async with open_spool(tmp_path, ledger.send) as spool:
+        for event in (long, _event(2)):
+            spool.begin(event)
+            spool.finish(event)
+        await asyncio.wait_for(ledger.reached.wait(), 5)
+    assert ledger.events == [long, _event(2)]

@@ -37,9 +37,16 @@ def test_typed_fields_that_are_not_set_are_not_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "needs"), [({"tools": True}, capability.TOOLS), ({"fallback_models": "W10="}, 0)]
+    ("said", "needs"),
+    [
+        ({"tools": True}, capability.TOOLS),
+        ({"vision": True}, capability.VISION),
+        ({"fallback_models": "W10="}, 0),
+    ],
 )
-def test_tools_are_needed_where_the_body_lists_some(said: dict[str, object], needs: int) -> None:
+def test_tools_and_eyes_are_needed_where_the_body_has_use_for_them(
+    said: dict[str, object], needs: int
+) -> None:
     request = pb.ProcessingRequest()
     request.metadata_context.filter_metadata[PROMPT_NAMESPACE].update(said)
     assert facts_of(request).needs == needs
