@@ -93,7 +93,7 @@ class Exchange:
         return self._connection.is_complete
 
     def hasten(self) -> None:
-        """Takes what comes from now on at once, however fast it comes."""
+        """Ends a rest: what comes next is taken at once."""
         self._connection.go_on()
 
     def close(self) -> None:

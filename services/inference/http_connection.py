@@ -251,10 +251,13 @@ class Connection(asyncio.Protocol):
         if len(self._pieces) > count:
             self._size += sum(map(len, self._pieces[count:] if count else self._pieces))
             self._read_count += self._is_stream
-        if self._size > _MAX_BUFFERED_BYTES and not self._is_paused and self._transport is not None:
+        if self.is_complete or self._transport is None:
+            # Nothing more comes; a connection that is kept must hear when the engine closes it.
+            pass
+        elif self._size > _MAX_BUFFERED_BYTES and not self._is_paused:
             self._is_paused = True
             self._transport.pause_reading()
-        elif is_rushing and not self.is_complete and self._transport is not None:
+        elif is_rushing:
             self._is_resting = True
             self._transport.pause_reading()
             self._pool.rest(self)

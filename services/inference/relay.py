@@ -33,7 +33,7 @@ from services.inference.http_client import (
 from services.inference.requests import OpenAIRequest
 from services.inference.state import EngineState
 from services.inference.streams import OnObjects, Write, pass_on, pass_parsed
-from services.inference.whole import folded, whole
+from services.inference.whole import folded, whole, whole_parsed
 from services.kit.audit_inference import InferenceAudit
 from services.kit.caller import Caller
 from services.kit.errors import MeshError
@@ -111,6 +111,21 @@ class Relay:
 
         return await self._run(caller, request, False, work)
 
+    async def answer_as(
+        self, caller: Caller, request: OpenAIRequest, read: Callable[[dict[str, Any]], T]
+    ) -> T:
+        """Returns the whole answer in a surface's own form.
+
+        Args:
+            caller: Who asks.
+            request: What is asked; its model is the one that answers once `read` is called.
+            read: Makes that form of what the answer says.
+
+        Raises:
+            MeshError: The request was not answered, or the answer cannot be read.
+        """
+        return read((await self.answer(caller, request))[1])
+
     async def stream(
         self,
         caller: Caller,
@@ -178,7 +193,9 @@ class Relay:
             if on_start is not None:
                 on_start(account)
             with await self._open(plan) as exchange:
-                tokens = await pass_parsed(exchange, account, request, self._engine, on_objects)
+                # As in `stream`, an engine may say it all at once.
+                read = pass_parsed if _is_stream(exchange) else whole_parsed
+                tokens = await read(exchange, account, request, self._engine, on_objects)
             if not caller.decision:
                 return tokens, None
             return tokens, self._describe(caller, account, request)

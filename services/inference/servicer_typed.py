@@ -1,6 +1,7 @@
 """The typed surface: chats, completions, vectors, rankings and tokens as real messages."""
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import grpc
 
@@ -26,6 +27,8 @@ from services.kit.caller import Caller, caller_of
 from services.kit.guardrails.guard import PromptGuard
 
 _Context = grpc.aio.ServicerContext[Any, Any]
+
+T = TypeVar("T")
 
 _OF_RERANK = frozenset({"model", "query", "documents", "top_n", "return_documents"})
 
@@ -61,11 +64,7 @@ class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     async def Chat(self, request: pb.ChatRequest, context: _Context) -> pb.ChatResponse:
         """Answers with one message."""
         chat = _asked("chat", chat_to_json(request, stream=False))
-        data = await self._answer(chat, context)
-        try:
-            return answers.chat_response_from_json(data, chat.model)
-        except answers.UNREADABLE:
-            raise errors.failed("The engine's answer cannot be read.") from None
+        return await self._answer(chat, answers.chat_response_from_json, context)
 
     async def StreamChat(  # type: ignore[override]
         self, request: pb.StreamChatRequest, context: _Context
@@ -80,11 +79,7 @@ class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
     async def Complete(self, request: pb.CompleteRequest, context: _Context) -> pb.CompleteResponse:
         """Completes texts with one message."""
         completion = _asked("completion", completion_to_json(request, stream=False))
-        data = await self._answer(completion, context)
-        try:
-            return answers.completion_response_from_json(data, completion.model)
-        except answers.UNREADABLE:
-            raise errors.failed("The engine's answer cannot be read.") from None
+        return await self._answer(completion, answers.completion_response_from_json, context)
 
     async def StreamComplete(  # type: ignore[override]
         self, request: pb.CompleteRequest, context: _Context
@@ -202,12 +197,24 @@ class TypedServicer(inference_service_pb2_grpc.InferenceServiceServicer):
         await _show(caller, 0, context)
         return pb.DetokenizeResponse(model=model, text=text)
 
-    async def _answer(self, request: OpenAIRequest, context: _Context) -> dict[str, Any]:
+    async def _answer(
+        self,
+        request: OpenAIRequest,
+        from_json: Callable[[dict[str, Any], str], T],
+        context: _Context,
+    ) -> T:
         caller = _caller(context)
         redactions = await self._checked(caller, request)
-        _, data = await self._relay.answer(caller, request)
+
+        def read(data: dict[str, Any]) -> T:
+            try:
+                return from_json(data, request.model)
+            except answers.UNREADABLE:
+                raise errors.failed("The engine's answer cannot be read.") from None
+
+        response = await self._relay.answer_as(caller, request, read)
         await _show(caller, redactions, context, request.cache)
-        return data
+        return response
 
     async def _checked(self, caller: Caller, request: OpenAIRequest) -> int:
         if not caller.guardrails:

@@ -11,7 +11,7 @@ from services.inference.fold import Fold
 from services.inference.http_client import EngineConnectionError, Exchange
 from services.inference.requests import OpenAIRequest
 from services.inference.sse import StreamReader
-from services.inference.streams import settle
+from services.inference.streams import OnObjects, settle
 
 _FOLD_STEP_BYTES = 64 * 1024
 
@@ -42,6 +42,46 @@ async def whole(
     usage = data.get("usage")
     account.succeed(engine.total([usage] if isinstance(usage, dict) else [], request))
     return raw, data
+
+
+async def whole_parsed(
+    exchange: Exchange,
+    account: Account,
+    request: OpenAIRequest,
+    engine: Engine,
+    on_objects: OnObjects,
+) -> Tokens | None:
+    """Hands on a whole answer as the one object of a stream, and returns what it took, if known.
+
+    Raises:
+        MeshError: It is not what OpenAI says it is, or nobody can read it.
+        EngineConnectionError: It broke off.
+        EngineTimeoutError: The engine fell silent.
+    """
+    _, data = await whole(exchange, account, request, engine)
+    await on_objects([_as_event(data)])
+    return account.tokens if isinstance(data.get("usage"), dict) else None
+
+
+def _as_event(data: dict[str, Any]) -> dict[str, Any]:
+    """Returns an answer as a stream would say it at once."""
+    try:
+        choices = [_as_piece(choice) for choice in data["choices"]]
+    except (AttributeError, LookupError, TypeError):
+        choices = []
+    if not choices:
+        raise errors.failed("The engine's answer cannot be read.")
+    return data | {"choices": choices}
+
+
+def _as_piece(choice: dict[str, Any]) -> dict[str, Any]:
+    if "message" not in choice:
+        return choice
+    delta = dict(choice["message"].items())
+    if calls := delta.get("tool_calls"):
+        # What tells them apart in a stream.
+        delta["tool_calls"] = [{"index": place, **call} for place, call in enumerate(calls)]
+    return {name: said for name, said in choice.items() if name != "message"} | {"delta": delta}
 
 
 async def folded(

@@ -68,7 +68,7 @@ class EventStream:
         """Returns the events for what has come.
 
         Raises:
-            MeshError: `ENGINE_FAILED`: it is not what it should be.
+            MeshError: `ENGINE_FAILED`: it is not what it should be, or a tool called has no name.
         """
         events: list[bytes] = []
         try:
@@ -92,8 +92,7 @@ class EventStream:
         Raises:
             MeshError: `ENGINE_FAILED`: a call of a tool has no name.
         """
-        if not all(call.is_open for call in self._calls.values()):
-            raise errors.failed("The engine calls a tool without a name.")
+        self._check_calls()
         events: list[bytes] = []
         self._close(events)
         reason, stop = reasons.stop_of(
@@ -148,6 +147,13 @@ class EventStream:
                 self._add_call(call, events)
         if choice.get("finish_reason"):
             self._last = choice
+        if self._last is not None:
+            # Not only at the end: an answer that is kept has been read to its end by then.
+            self._check_calls()
+
+    def _check_calls(self) -> None:
+        if not all(call.is_open for call in self._calls.values()):
+            raise errors.failed("The engine calls a tool without a name.")
 
     def _add_call(self, piece: dict[str, Any], events: list[bytes]) -> None:
         index = piece.get("index", 0)

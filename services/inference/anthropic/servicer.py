@@ -121,13 +121,16 @@ class AnthropicServicer:
 
     async def _whole(self, asked: Asked, context: Context) -> httpbody_pb2.HttpBody:
         caller, redactions = await self._prepare(asked, context)
-        _, data = await self._relay.answer(caller, asked.request)
-        message = to_message(
-            {**data, "model": asked.request.model},
-            _message_id(caller),
-            asked.stops,
-            shows_thinking=_shows_thinking(asked),
-        )
+
+        def read(data: dict[str, Any]) -> dict[str, Any]:
+            return to_message(
+                {**data, "model": asked.request.model},
+                _message_id(caller),
+                asked.stops,
+                shows_thinking=_shows_thinking(asked),
+            )
+
+        message = await self._relay.answer_as(caller, asked.request, read)
         said = _headers(caller, redactions, asked.request.cache)
         await context.send_initial_metadata(said)
         return _json(message)

@@ -98,10 +98,13 @@ class OllamaServicer:
                 return httpbody_pb2.HttpBody(content_type=LINES, data=data + b"\n")
             return httpbody_pb2.HttpBody(content_type=JSON, data=data)
         request, redactions = await self._request(asked, caller)
-        _, said = await self._relay.answer(caller, request)
-        took_ns = time.monotonic_ns() - began_ns
-        is_again = _is_given_again(request)
-        data = answers.whole(path, request.model, said, took_ns, is_given_again=is_again)
+
+        def read(said: dict[str, Any]) -> bytes:
+            took_ns = time.monotonic_ns() - began_ns
+            is_again = _is_given_again(request)
+            return answers.whole(path, request.model, said, took_ns, is_given_again=is_again)
+
+        data = await self._relay.answer_as(caller, request, read)
         await _show(caller, redactions, request.cache, context)
         return httpbody_pb2.HttpBody(content_type=JSON, data=data)
 

@@ -7,7 +7,8 @@ near      where the operator wants that, the question was asked before in other 
 first     it goes to the engine, and what comes back is kept once it is there in full
 beside    somebody makes it, but too slowly or for too many: it goes to the engine, unkept
 
-Only what ended well is kept: neither errors nor what a caller left.
+Only what ended well is kept: neither errors nor what a caller left, nor what its surface could not
+put into its own words. What one surface kept and another cannot say is dropped.
 """
 
 import asyncio
@@ -32,6 +33,7 @@ from services.inference.state import EngineState
 from services.inference.streams import OnObjects, Write
 from services.kit.audit_inference import InferenceAudit
 from services.kit.caller import Caller
+from services.kit.errors import MeshError
 
 HIT, MISS = "hit", "miss"
 
@@ -86,24 +88,40 @@ class CachingRelay(Relay):
         self, caller: Caller, request: OpenAIRequest, on_start: OnStart | None = None
     ) -> tuple[bytes | None, dict[str, Any]]:
         """Returns the whole answer, as `Relay` does or did."""
+        return await self._whole(caller, request, lambda raw, data: (raw, data), on_start)
+
+    async def answer_as(
+        self, caller: Caller, request: OpenAIRequest, read: Callable[[dict[str, Any]], T]
+    ) -> T:
+        """Returns the whole answer in a surface's own form, as `Relay` does or did."""
+        return await self._whole(caller, request, lambda _, data: read(data))
+
+    async def _whole(
+        self,
+        caller: Caller,
+        request: OpenAIRequest,
+        read: Callable[[bytes | None, dict[str, Any]], T],
+        on_start: OnStart | None = None,
+    ) -> T:
         asked = self._asked(caller, request, "whole")
         if asked is None:
-            return await super().answer(caller, request, on_start)
+            return read(*await super().answer(caller, request, on_start))
 
-        async def again(answer: Answer, account: Account) -> tuple[bytes, dict[str, Any]]:
-            account.reuse(answer.tokens)
+        async def again(answer: Answer, account: Account) -> T:
             (raw,) = answer.pieces
-            return raw, orjson.loads(raw)
+            result = read(raw, orjson.loads(raw))
+            account.reuse(answer.tokens)
+            return result
 
-        async def make(
-            recording: Recording | None,
-        ) -> tuple[tuple[bytes | None, dict[str, Any]], bool]:
+        async def make(recording: Recording | None) -> tuple[T, bool]:
             raw, data = await super(CachingRelay, self).answer(
                 caller, request, _started(recording, on_start)
             )
+            # First, so that what cannot be read is not kept.
+            result = read(raw, data)
             if recording is not None:
                 recording.add(orjson.dumps(data) if raw is None else raw)
-            return (raw, data), True
+            return result, True
 
         return await self._reuse_or(caller, request, asked, again, make)
 
@@ -257,6 +275,9 @@ class CachingRelay(Relay):
             account.cancel()
             raise
         except BaseException as error:
+            if isinstance(error, MeshError):
+                # Another surface kept it, and this one cannot say it: the next call gets its own.
+                self._cache.store.drop(answer)
             account.fail(error)
             raise
 

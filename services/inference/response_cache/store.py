@@ -103,6 +103,11 @@ class AnswerStore:
         self._put(to, lent, expires_at)
         return lent
 
+    def drop(self, answer: Answer) -> None:
+        """Forgets an answer, to whatever questions it was given."""
+        for key in [k for k, (_, kept) in self._entries.items() if kept.pieces is answer.pieces]:
+            self._remove(key)
+
     def _put(self, key: bytes, answer: Answer, expires_at: float) -> None:
         size = answer.size
         if size > self.max_answer_bytes:

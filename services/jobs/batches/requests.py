@@ -17,6 +17,7 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 _WINDOW = "24h"
 WINDOW_S = 86_400
 
+_BOM = b"\xef\xbb\xbf"
 _MAX_ID_CHARS = 64
 _MAX_CUSTOM_ID_CHARS = 512
 _NAMESPACE = uuid.UUID("6c6d6f92-5f3c-4a4e-9c1c-6f0a54c2a1b7")
@@ -79,6 +80,8 @@ class Line(NamedTuple):
 class LineReader:
     """Cuts a file into lines and checks each; a line that is wrong is that line's matter alone.
 
+    A byte order mark is no part of the first line: editors put it there unasked.
+
     Args:
         endpoint: Where all requests go.
     """
@@ -89,6 +92,7 @@ class LineReader:
         self._number = 0
         self._known: set[str] = set()
         self._skips = False
+        self._is_first = True
 
     def feed(self, data: bytes) -> list[Line]:
         """Returns the lines that are complete now."""
@@ -108,6 +112,9 @@ class LineReader:
         return self.feed(b"\n")
 
     def _read(self, text: bytes) -> Line | None:
+        if self._is_first:
+            self._is_first = False
+            text = text.removeprefix(_BOM)
         if self._skips:
             self._skips = False
             return None

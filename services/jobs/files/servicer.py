@@ -71,21 +71,27 @@ class FilesServicer(file_service_pb2_grpc.FileServiceServicer):
         """Takes a file in as it comes."""
         metadata: Any = context.invocation_metadata()
         scope = scope_of(metadata)
-        await self._check_room(scope.tenant)
+        if await self._store.size_of(scope.tenant) >= self._tenant_max_bytes:
+            raise self._no_room()
         form: Form | None = None
         file_id, number = new_file_id(), 0
         await self._store.begin(scope, file_id)
+
+        async def append(piece: bytes) -> None:
+            if await self._store.append(scope, file_id, number, piece) > self._tenant_max_bytes:
+                raise self._no_room()
+
         try:
             async for message in request_iterator:
                 if form is None:
                     form = Form(message.content_type, self._max_bytes)
                 for piece in form.feed(message.data):
-                    await self._store.append(file_id, number, piece)
+                    await append(piece)
                     number += 1
             if form is None:
                 raise invalid("file", "is missing")
             if rest := form.rest():
-                await self._store.append(file_id, number, rest)
+                await append(rest)
             ttl_s = self._checked(form)
             file = await self._store.finish(
                 file_id, form.filename, form.fields["purpose"], form.size, ttl_s
@@ -116,12 +122,11 @@ class FilesServicer(file_service_pb2_grpc.FileServiceServicer):
             raise invalid("expires_after[seconds]", f"must be {_LEAST_TTL_S} or more")
         return min(int(wanted), self._ttl_s)
 
-    async def _check_room(self, tenant: str) -> None:
-        if await self._store.size_of(tenant) >= self._tenant_max_bytes:
-            raise MeshError(
-                errors_pb2.ERROR_REASON_INSUFFICIENT_QUOTA,
-                f"The tenant's files have {self._tenant_max_bytes} bytes; delete some.",
-            )
+    def _no_room(self) -> MeshError:
+        return MeshError(
+            errors_pb2.ERROR_REASON_INSUFFICIENT_QUOTA,
+            f"A tenant's files may have {self._tenant_max_bytes} bytes; delete some.",
+        )
 
     async def ListFiles(
         self, request: pb.ListFilesRequest, context: _Context

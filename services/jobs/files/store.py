@@ -54,10 +54,15 @@ class FileStore:
         async with transaction(self._engine) as connection:
             await begin(connection, scope, file_id)
 
-    async def append(self, file_id: str, number: int, data: bytes) -> None:
-        """Adds a piece; they count from 0."""
+    async def append(self, scope: Scope, file_id: str, number: int, data: bytes) -> int:
+        """Adds a piece; they count from 0. Returns how many bytes the tenant's files have now."""
         async with transaction(self._engine) as connection:
             await append(connection, file_id, number, data)
+            # At once, so that uploads that are under way see each other.
+            await connection.execute(
+                files.update().where(files.c.id == file_id).values(bytes=files.c.bytes + len(data))
+            )
+            return await _size_of(connection, scope.tenant)
 
     async def finish(
         self, file_id: str, filename: str, purpose: str, size: int, ttl_s: int
@@ -72,12 +77,9 @@ class FileStore:
             await connection.execute(files.delete().where(files.c.id == file_id))
 
     async def size_of(self, tenant: str) -> int:
-        """Returns how many bytes a tenant's files have."""
-        query = sa.select(sa.func.coalesce(sa.func.sum(files.c.bytes), 0)).where(
-            files.c.tenant == tenant, files.c.expire_time > sa.func.now()
-        )
+        """Returns how many bytes a tenant's files have, those that are under way included."""
         async with transaction(self._engine) as connection:
-            return int((await connection.execute(query)).scalar_one())
+            return await _size_of(connection, tenant)
 
     async def get(self, scope: Scope, file_id: str, param: str = "file_id") -> File:
         """Returns a file.
@@ -191,6 +193,13 @@ async def finish(
         .returning(*_COLUMNS)
     )
     return File(*done.one())
+
+
+async def _size_of(connection: AsyncConnection, tenant: str) -> int:
+    query = sa.select(sa.func.coalesce(sa.func.sum(files.c.bytes), 0)).where(
+        files.c.tenant == tenant, files.c.expire_time > sa.func.now()
+    )
+    return int((await connection.execute(query)).scalar_one())
 
 
 def _visible(scope: Scope) -> Iterable[sa.ColumnElement[bool]]:

@@ -8,7 +8,9 @@ from jh2 import _hazmat
 from services.kit.grpc_server.wire import COMPRESSION_ERROR, ProtocolError
 
 _MAX_KNOWN = 64
+# Of a block, and of what it means: the table makes much of few bytes.
 _MAX_KNOWN_BYTES = 256
+_MAX_MEANT_BYTES = 4096
 # How many more blocks a peer may send that were not known than such that were.
 _CREDIT = 64
 
@@ -55,7 +57,7 @@ class HeaderDecoder:
         headers = self._decoded(block)
         if _changes_table(block):
             self._known.clear()
-        elif len(block) <= _MAX_KNOWN_BYTES:
+        elif len(block) <= _MAX_KNOWN_BYTES and _size(headers) <= _MAX_MEANT_BYTES:
             if len(self._known) >= _MAX_KNOWN:
                 self._known.clear()
             known = self._known[block] = KnownHeaders(headers)
@@ -74,6 +76,10 @@ class HeaderDecoder:
                 raise
             raise ProtocolError(COMPRESSION_ERROR, "the headers cannot be decoded") from None
         return decoded  # type: ignore[no-any-return]
+
+
+def _size(headers: Sequence[tuple[bytes, bytes, bool]]) -> int:
+    return sum(len(name) + len(value) for name, value, _ in headers)
 
 
 def _changes_table(block: bytes) -> bool:

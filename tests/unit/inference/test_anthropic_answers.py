@@ -196,9 +196,17 @@ def test_streams_that_cannot_be_read(objects: list[Any]) -> None:
 
 def test_a_call_that_never_gets_a_name() -> None:
     stream = EventStream("x", "m", STOPS)
-    stream.feed([piece(tool_calls=[call(0, "{}")]), piece("tool_calls")])
+    stream.feed([piece(tool_calls=[call(0, "{}")])])
+    with pytest.raises(MeshError):
+        stream.feed([piece("tool_calls")])
     with pytest.raises(MeshError):
         stream.end(None, None)
+
+
+def test_a_call_that_is_named_later() -> None:
+    stream = EventStream("x", "m", STOPS)
+    stream.feed([piece(tool_calls=[call(0, "{")])])
+    assert b'"name":"f"' in stream.feed([piece("tool_calls", tool_calls=[call(0, "}", name="f")])])
 
 
 @pytest.mark.parametrize("data", [{}, {"choices": []}, {"choices": [{"message": {}}]}])

@@ -173,3 +173,14 @@ async def test_a_rest_that_outlives_its_exchange_does_nothing(world: World) -> N
     world.come(PIECE)
     world.connection.release()
     world.connection.go_on()
+
+
+async def test_who_hangs_up_on_a_long_answer_that_is_there_leaves_no_deaf_connection(
+    world: World,
+) -> None:
+    world.come_first()
+    world.come(b"%x\r\n%b\r\n" % (80_000, bytes(80_000)) + END, after_s=1.0)
+    assert world.connection.is_complete
+    world.connection.release()  # most of it was never read
+    assert world.pool.kept == [world.connection]
+    assert world.transport.is_reading

@@ -234,6 +234,20 @@ def test_a_lent_answer_grows_no_younger() -> None:
     assert (len(kept), kept.size) == (0, 0)
 
 
+def test_an_answer_that_is_dropped_is_lent_to_nobody() -> None:
+    kept = AnswerStore(max_bytes=4000, max_answer_bytes=2000, ttl_s=10)
+    # Equal answers are not the same one.
+    for key in (b"a", b"c"):
+        kept.put(key, Answer((bytes(1),), Tokens(1, 2)))
+    lent = kept.lend(b"a", b"b", 0.97)
+    assert lent is not None
+    size = kept.size
+    kept.drop(lent)
+    assert kept.get(b"a") is kept.get(b"b") is kept.lend(b"a", b"b", 0.97) is None
+    assert kept.get(b"c") is not None
+    assert (len(kept), kept.size) == (1, size // 3)
+
+
 class Vectors:
     """Makes vectors by a list, and counts."""
 

@@ -55,3 +55,12 @@ def test_a_line_that_is_nested_too_deeply_is_its_own_matter(levels: int) -> None
     bad = good("b")[:-2] + b',"x":' + b"[" * levels + b"]" * levels + b"}}"
     found = read(b"\n".join([good("a"), bad, good("c")]))
     assert [line.error and line.error[0] for line in found] == [None, "invalid_request", None]
+
+
+@pytest.mark.parametrize("size", [1, 2, 10_000])
+def test_a_byte_order_mark_before_the_first_line_is_skipped(size: int) -> None:
+    mark = b"\xef\xbb\xbf"
+    found = read(mark + good("a") + b"\r\n" + mark + good("b"), size)
+    # In the middle it is a line's own matter, as everything is.
+    assert [line.error and line.error[0] for line in found] == [None, "invalid_json_line"]
+    assert read(mark) == []

@@ -132,6 +132,16 @@ def test_a_block_that_comes_again_is_not_read_again() -> None:
     assert decoder.decode(block) is not decoder.decode(block)
 
 
+def test_little_is_remembered_of_a_short_block_that_means_much() -> None:
+    decoder = HeaderDecoder(2**20)
+    value = b"v" * 3_000
+    decoder.decode(b"\x40\x01a\x7f" + b"\xb9\x16" + value)  # goes into the table
+    for count in range(1, 30):
+        block = b"\xbe" * count  # as often as this
+        assert decoder.decode(block) == [(b"a", value, False)] * count
+    assert sum(map(len, decoder._known.values())) * len(value) < 64 * 4096
+
+
 def test_names_are_remembered_within_bounds() -> None:
     reader = RequestReader()
     for number in range(5_000):
