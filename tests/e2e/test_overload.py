@@ -145,5 +145,5 @@ def test_a_tenant_with_few_calls_does_not_wait_behind_one_with_many(
     time.sleep(SETTLED_S)
     callers.send("few", small_tenant)
     names = [each.name for each in callers.answers() if each.name != "first"]
-    # It goes second, and ends in the same moment as the third; in order of arrival it would be the last.
+    # It goes second and ends with the third; in order of arrival it would be the last.
     assert names.index("few") <= 2, names
