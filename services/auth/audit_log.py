@@ -12,7 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services.auth.audit import Recorder
 from services.auth.audit_store import MAX_REMOVED, AuditStore, metadata
 from services.kit.audit_spool import open_spool
-from services.kit.database import StoreUnavailableError, create_tables
+from services.kit.database import create_tables
+from services.kit.errors import StoreUnavailableError
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from services.jobs.settings import JobsSettings
 from services.jobs.tables import metadata
 from services.kit import database, tls
 from services.kit.channels import open_channel
-from services.kit.database import StoreUnavailableError
+from services.kit.errors import StoreUnavailableError
 from services.kit.guard import guarded
 from services.kit.server import App, Health
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.schema import CreateSchema
 
-from services.kit.errors import StoreUnavailableError as StoreUnavailableError
+from services.kit.errors import StoreUnavailableError
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
 
-from services.kit.database import StoreUnavailableError
+from services.kit.errors import StoreUnavailableError
 from services.registry.store import ModelRow, NodeRow, Store
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from services.auth.audit_store import AuditStore, metadata
 from services.auth.audit_verify import verify
 from services.kit import audit_chain
 from services.kit.audit_spool import AuditSpool, open_log, open_spool
-from services.kit.database import StoreUnavailableError, create_tables, make_engine
+from services.kit.database import create_tables, make_engine
+from services.kit.errors import StoreUnavailableError
 
 NOW = datetime.datetime(2026, 6, 1, 12, tzinfo=datetime.UTC)
 

@@ -17,8 +17,8 @@ from infermesh.jobs.v1 import file_service_pb2 as file_pb
 from jobs_world import FakeAuth, Jobs, jobs, line, multipart, of, refusal
 from services.jobs.batches import callers, store
 from services.jobs.batches.work import Work
-from services.kit.database import StoreUnavailableError, make_engine
-from services.kit.errors import MeshError
+from services.kit.database import make_engine
+from services.kit.errors import MeshError, StoreUnavailableError
 from services.kit.guardrails import header
 
 _R = errors_pb2.ErrorReason

@@ -15,7 +15,7 @@ from infermesh.metrics.v1 import usage_service_pb2 as usage
 from jobs_world import Jobs, events, jobs, of, refusal
 from services.jobs.responses.store import ResponseStore
 from services.kit import headers
-from services.kit.database import StoreUnavailableError
+from services.kit.errors import StoreUnavailableError
 from services.kit.guardrails import header
 
 

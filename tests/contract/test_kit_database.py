@@ -5,7 +5,8 @@ import asyncio
 import pytest
 import sqlalchemy as sa
 
-from services.kit.database import StoreUnavailableError, make_engine, transaction
+from services.kit.database import make_engine, transaction
+from services.kit.errors import StoreUnavailableError
 
 _FIELDS = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0"
 

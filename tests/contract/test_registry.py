@@ -22,7 +22,8 @@ from registry_world import (
     report,
     running,
 )
-from services.kit.database import StoreUnavailableError, make_engine
+from services.kit.database import make_engine
+from services.kit.errors import StoreUnavailableError
 from services.kit.server import serving
 from services.registry.app import make_app
 from services.registry.settings import RegistrySettings

@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx
 import psutil
 
-from e2e import admin_socket
 from e2e.mesh import REPOSITORY, Mesh
 
 _LIMIT_S = 20.0
@@ -133,7 +132,6 @@ class Fleet:
             raise AssertionError(f"{error}\n{self.outputs(*node_ids)}") from None
         for node_id in node_ids:
             self.mesh.wait(f"{node_id} routed to", lambda each=node_id: self._is_routed(each))
-            self.mesh.wait(f"{node_id} healthy", lambda each=node_id: self._is_healthy(each))
 
     def _is_routed(self, node_id: str) -> bool:
         with self.mesh.http() as http:
@@ -142,13 +140,6 @@ class Fleet:
                 "/mesh/v1/routing:explain", params={"model": node["models"][0]["name"]}
             ).raise_for_status()
         return node_id in found.json()["ordered_node_ids"]
-
-    def _is_healthy(self, node_id: str) -> bool:
-        """Returns whether Envoy has asked the node: until then no retry goes to it."""
-        with self.mesh.http() as http:
-            node = http.get(f"/mesh/v1/nodes/{node_id}").raise_for_status().json()
-        flags = f"inference::{node['address']}::health_flags::healthy"
-        return flags in admin_socket.ask(self.mesh, "/clusters")
 
     def stop(self, node_id: str) -> int:
         """Ends a node as Ctrl-C does, and returns its exit status."""

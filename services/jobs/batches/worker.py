@@ -15,7 +15,7 @@ from services.jobs.batches.runner import NoRoomError, Runner
 from services.jobs.batches.store import Batch
 from services.jobs.batches.work import Work
 from services.jobs.files.store import FileStore
-from services.kit.database import StoreUnavailableError
+from services.kit.errors import StoreUnavailableError
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,7 @@ from services.jobs.responses.response import Response
 from services.jobs.responses.store import ResponseStore, Stored
 from services.jobs.sse import Reader, written
 from services.kit.caller import caller_of
-from services.kit.database import StoreUnavailableError
-from services.kit.errors import MeshError
+from services.kit.errors import MeshError, StoreUnavailableError
 
 log = logging.getLogger(__name__)
 

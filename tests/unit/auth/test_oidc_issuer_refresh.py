@@ -8,7 +8,7 @@ import pytest
 
 from services.auth.oidc.adoption import Adoption
 from services.auth.oidc.fetching import Document
-from services.kit.database import StoreUnavailableError
+from services.kit.errors import StoreUnavailableError
 from unit.auth.oidc_samples import World
 
 

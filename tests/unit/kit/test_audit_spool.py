@@ -7,7 +7,7 @@ import pytest
 
 from infermesh.auth.v1 import audit_service_pb2 as pb
 from services.kit.audit_spool import AuditSpool, open_log
-from services.kit.database import StoreUnavailableError
+from services.kit.errors import StoreUnavailableError
 from services.kit.usage_log import UsageLog
 
 

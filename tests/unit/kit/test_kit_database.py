@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from services.kit.database import StoreUnavailableError, transaction
+from services.kit.database import transaction
+from services.kit.errors import StoreUnavailableError
 
 
 class _DriverError(Exception):

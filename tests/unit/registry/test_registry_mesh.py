@@ -8,8 +8,7 @@ import pytest
 
 from infermesh.registry.v1 import node_service_pb2 as pb
 from infermesh.registry.v1 import resources_pb2 as r
-from services.kit.database import StoreUnavailableError
-from services.kit.errors import MeshError
+from services.kit.errors import MeshError, StoreUnavailableError
 from services.registry import mesh as mesh_module
 from services.registry.address import canonical_address
 from services.registry.attachment import Attachment, End
