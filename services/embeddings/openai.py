@@ -61,7 +61,7 @@ def parse(body: bytes) -> EmbeddingsRequest:
     ):
         _refuse("dimensions", f"`dimensions` must be an integer from 1 to {MAX_DIMENSIONS}.")
     for name, said in request.items():
-        if name not in _FIELDS and said not in (None, False, "", [], {}):
+        if name not in _FIELDS and said is not None:
             raise MeshError(
                 errors_pb2.ERROR_REASON_UNSUPPORTED,
                 f"{name[:60]}: is nothing that the mesh can do with vectors.",

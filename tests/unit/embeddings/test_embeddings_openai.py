@@ -100,3 +100,13 @@ def test_the_answer_has_openais_form() -> None:
         openai.answer(openai.parse(_body(input=["a", "b"], encoding_format="base64")), vectors)
     )
     assert base64.b64decode(packed["data"][0]["embedding"]) == vectors[0].data
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("input_type", "query"), ("truncate_prompt_tokens", 0), ("task", "")]
+)
+def test_what_may_change_vectors_is_not_dropped(name: str, said: object) -> None:
+    with pytest.raises(MeshError) as caught:
+        openai.parse(_body(**{name: said}))
+    assert (caught.value.reason_name, caught.value.param) == ("UNSUPPORTED", name)
+    openai.parse(_body(user="u", priority="low", task=None))

@@ -5,7 +5,6 @@ from typing import Any
 import orjson
 import pytest
 
-from services.embeddings import openai
 from services.inference.engines.asks import RerankAsk
 from services.inference.engines.llamacpp import LlamaCpp
 from services.inference.engines.rerank_form import rerank_request
@@ -113,15 +112,6 @@ def test_what_llamacpp_would_pass_over(more: dict[str, Any], param: str) -> None
     with pytest.raises(MeshError) as caught:
         LlamaCpp().plan(chat(**more))
     assert caught.value.param == param
-
-
-def test_what_changes_vectors_is_not_dropped() -> None:
-    body = {"model": "m", "input": "a"}
-    for name in ("input_type", "truncate_prompt_tokens", "task"):
-        with pytest.raises(MeshError) as caught:
-            openai.parse(orjson.dumps({**body, name: "query"}))
-        assert (caught.value.reason_name, caught.value.param) == ("UNSUPPORTED", name)
-    openai.parse(orjson.dumps({**body, "user": "u", "priority": "low", "task": None}))
 
 
 def test_options_of_a_stream_are_part_of_the_question() -> None:
