@@ -166,6 +166,8 @@ function envoy_on_request(handle)
   local kind = headers:get("content-type")
   if kind ~= nil and kind:sub(1, 16) == "application/grpc" then
     handle:streamInfo():dynamicMetadata():set("infermesh.caller", "grpc", true)
+    local timeout = headers:get("grpc-timeout")
+    if timeout ~= nil then headers:add("x-mesh-timeout", timeout) end
   else -- words of gRPC's that the services would obey
     headers:remove("grpc-timeout")
     headers:remove("grpc-encoding")

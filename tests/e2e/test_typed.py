@@ -21,6 +21,8 @@ CHATS = pb.ChatRequest(
     model=CHAT, messages=[pb.ChatMessage(role=pb.CHAT_ROLE_USER, content=[PIECE])], max_tokens=4
 )
 SHORT = pb.CompleteRequest(model=CHAT, prompts=["a"], max_tokens=2)
+LONG = pb.CompleteRequest(model=CHAT, prompts=["Once upon a time"], max_tokens=400)
+LONG.engine_options.update({"ignore_eos": True})
 
 
 @pytest.fixture
@@ -174,8 +176,12 @@ def test_grpc_web(mesh: Mesh, name: str, request_: Any, reply: Any) -> None:
     assert reply.FromString(web_call(mesh, name, request_)).model == CHAT
 
 
-def web_call(mesh: Mesh, name: str, request: Any) -> bytes:
-    """Returns the first message of an answer by gRPC-Web."""
+def web_answer(mesh: Mesh, name: str, request: Any, **more: str) -> httpx.Response:
+    """Returns an answer by gRPC-Web.
+
+    Args:
+        more: Further headers, with `_` for `-`.
+    """
     message = request.SerializeToString()
     answer = httpx.post(
         f"{mesh.url}{SERVICE}/{name}",
@@ -184,13 +190,29 @@ def web_call(mesh: Mesh, name: str, request: Any) -> bytes:
             "content-type": "application/grpc-web+proto",
             "authorization": f"Bearer {mesh.admin_key}",
             "x-grpc-web": "1",
+            **{name.replace("_", "-"): value for name, value in more.items()},
         },
         timeout=60,
     )
     assert answer.status_code == 200
-    length = struct.unpack(">I", answer.content[1:5])[0]
-    assert b"grpc-status:0" in answer.content.replace(b" ", b"")
-    return answer.content[5 : 5 + length]
+    return answer
+
+
+def web_call(mesh: Mesh, name: str, request: Any) -> bytes:
+    """Returns the first message of an answer by gRPC-Web."""
+    content = web_answer(mesh, name, request).content
+    length = struct.unpack(">I", content[1:5])[0]
+    assert b"grpc-status:0" in content.replace(b" ", b"")
+    return content[5 : 5 + length]
+
+
+@pytest.mark.parametrize("name", ["Complete", "StreamComplete"])
+def test_a_deadline_ends_a_call_whose_caller_only_waits(mesh: Mesh, name: str) -> None:
+    began = time.monotonic()
+    answer = web_answer(mesh, name, LONG, grpc_timeout="700m")
+    assert 0.6 < time.monotonic() - began < 2
+    begun = b"grpc-status:4" in answer.content.replace(b" ", b"")
+    assert begun if name == "StreamComplete" else answer.headers["grpc-status"] == "4"
 
 
 @pytest.mark.parametrize("how", ["cancelled", "deadline"])
@@ -199,14 +221,12 @@ def test_the_end_of_a_call_stops_the_engine(
     mesh: Mesh, stub: Any, key: Any, how: str, name: str
 ) -> None:
     mesh.wait("idle engines", lambda: running() == 0)
-    request = pb.CompleteRequest(model=CHAT, prompts=["Once upon a time"], max_tokens=400)
-    request.engine_options.update({"ignore_eos": True})
     timeout_s = 1.0 if how == "deadline" else None
     method = getattr(stub, name)
     if name == "Complete":
-        call = method.future(request, metadata=key, timeout=timeout_s)
+        call = method.future(LONG, metadata=key, timeout=timeout_s)
     else:
-        call = method(request, metadata=key, timeout=timeout_s)
+        call = method(LONG, metadata=key, timeout=timeout_s)
     mesh.wait("a running request", lambda: running() == 1)
     if how == "cancelled":
         call.cancel()

@@ -47,6 +47,21 @@ def test_envoy_accepts_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_no_key_stands_twice() -> None:
+    # YAML would take the last and say nothing.
+    def look(node: yaml.Node) -> None:
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value]
+            assert len(set(keys)) == len(keys), f"{node.start_mark}: {keys}"
+            for _, value in node.value:
+                look(value)
+        elif isinstance(node, yaml.SequenceNode):
+            for value in node.value:
+                look(value)
+
+    look(yaml.compose(rendered()))
+
+
 def test_retries_see_the_health_of_nodes_at_once() -> None:
     # Merged for Envoy's usual second, it would hide a node that has just joined from retries: 503.
     clusters = yaml.safe_load(rendered())["static_resources"]["clusters"]
