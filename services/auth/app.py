@@ -20,7 +20,7 @@ from infermesh.auth.v1 import (
     key_service_pb2_grpc,
     tenant_service_pb2_grpc,
 )
-from services.auth import access, audit_log, audit_policy, check, contracts, limits_app
+from services.auth import access, audit_log, audit_policy, check, contracts, limits_app, routes
 from services.auth.decision import Decider
 from services.auth.follower import Followed, FollowedKeys, Follower
 from services.auth.keyring import Keyring
@@ -44,6 +44,7 @@ from services.kit.audit_outcomes import audited
 from services.kit.database import create_tables, make_engine
 from services.kit.guard import guarded
 from services.kit.server import App, Health
+from services.kit.unary_client import UnaryClient, open_client
 
 if TYPE_CHECKING:
     from services.auth.oidc.bearer import BearerTokens
@@ -97,6 +98,7 @@ def make_app(settings: AuthSettings) -> App:
                 recorder,
                 gate,
                 bearers,
+                await _open_routes(stack, settings),
                 audits_bodies=settings.audit_inference == "bodies",
             )
             check.add_to_server(decider, server)
@@ -145,6 +147,22 @@ def make_app(settings: AuthSettings) -> App:
             yield [str(service.full_name) for service in services]
 
     return app
+
+
+async def _open_routes(
+    stack: contextlib.AsyncExitStack, settings: AuthSettings
+) -> routes.Routes | None:
+    if settings.routing_address is None:
+        return None
+    client = UnaryClient(
+        settings.routing_address,
+        routes.METHOD,
+        "service/routing",
+        settings.tls_dir,
+        routes.TIMEOUT_S,
+    )
+    await stack.enter_async_context(open_client(client))
+    return routes.Routes(client)
 
 
 async def _open_bearers(

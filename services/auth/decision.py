@@ -6,23 +6,24 @@ Envoy asks after its transcoder, so that the path is always that of the RPC whic
 import asyncio
 import functools
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 from services.auth import errors, replies
 from services.auth.access import ROLE_NAMES, Access, ModelNames
 from services.auth.audit import Recorder
 from services.auth.keyring import Grant, Keyring
+from services.auth.limiting.contract import ScopeLimits
 from services.auth.limits_gate import LimitGate
 from services.auth.named_models import check_fallbacks, rest_model, typed_model
+from services.auth.routes import Routes, added, is_routed
 from services.auth.rules import Bounds
+from services.kit.check_replies import ORIGINAL_PATH, deny
 from services.kit.errors import MeshError
 
 if TYPE_CHECKING:  # Loaded only where there are issuers: it takes 10 MB.
     from services.auth.oidc.bearer import BearerTokens
 
-# The transcoder's mark: only calls that came as REST carry it.
-_ORIGINAL_PATH = "x-envoy-original-path"
 _ORIGINAL_METHOD = "x-envoy-original-method"
 
 _GRPC_TYPE = re.compile(r"application/grpc(\+proto)? *(;.*)?$", re.IGNORECASE)
@@ -40,6 +41,7 @@ class Decider:
         recorder: Where refusals go, and the calls that the table says.
         gate: Holds calls against limits; None where nothing is limited.
         bearers: Knows the tokens of external issuers; None where there are none.
+        where: Knows where calls go; None to leave that to Envoy.
         audits_bodies: Whether the audit log tells the form of inference requests.
     """
 
@@ -51,12 +53,14 @@ class Decider:
         recorder: Recorder,
         gate: LimitGate | None = None,
         bearers: "BearerTokens | None" = None,
+        where: Routes | None = None,
         *,
         audits_bodies: bool = False,
     ) -> None:
         self._ring = ring
         self._audits_bodies = audits_bodies
         self._bearers = bearers
+        self._where = where
         # Of the few reasons why a token is refused.
         self._deny_token = functools.lru_cache(8)(_token_denials)
         self._gate = gate
@@ -72,7 +76,7 @@ class Decider:
         self._deny_missing_key = _both(self._missing_key)
         self._deny_invalid_key = _both(self._invalid_key)
         self._unreadable_request = errors.unreadable_request()
-        self._unreadable = replies.deny(self._unreadable_request, for_grpc=True)
+        self._unreadable = deny(self._unreadable_request, for_grpc=True)
 
     def decide(self, request: Any) -> "bytes | asyncio.Future[bytes]":
         """Returns the serialized `CheckResponse` to a `CheckRequest`; later for limited callers,
@@ -129,7 +133,7 @@ class Decider:
         except MeshError as error:
             identity = (grant.key_id, grant.tenant, ROLE_NAMES[grant.role])
             self._recorder.denied(attributes, error, secret, identity)
-            return replies.deny(error, for_grpc=_is_grpc(headers))
+            return deny(error, for_grpc=_is_grpc(headers))
 
     def _admit(self, attributes: Any, grant: Grant) -> "bytes | asyncio.Future[bytes]":
         """Decides about the call of a caller who is known.
@@ -162,17 +166,34 @@ class Decider:
             note = functools.partial(
                 self._recorder.called, attributes, *identity, model, access.names_model
             )
-        if model and self._gate is not None:
-            scopes = self._gate.book.of(grant.tenant, grant.project, grant.key_id, model)
-            if scopes:
-                identity = (grant.key_id, grant.tenant, role)
-                is_grpc = _is_grpc(http.headers)
-                return self._gate.ask(
-                    attributes, identity, model, scopes, reply, is_grpc=is_grpc, on_admitted=note
-                )
-        if note is not None:
-            note()
-        return reply
+        where = self._where if model and is_routed(http.path) else None
+
+        def ask_where() -> "asyncio.Future[bytes | None]":
+            allowed = bounds.models.text if bounds is not None and bounds.models is not None else ""
+            return cast(Routes, where).ask(attributes, grant.key_id, role, model, allowed)
+
+        gate = self._gate
+        scopes: Sequence[ScopeLimits] = ()
+        if model and gate is not None:
+            scopes = gate.book.of(grant.tenant, grant.project, grant.key_id, model)
+        if gate is None or not scopes:
+            if note is not None:
+                note()
+            return reply if where is None else added(reply, ask_where(), None)
+        # Routing is asked while Redis looks; for callers at their limits not before it has, so that
+        # a flood of what is refused leaves no traces in routing.
+        asked = None if where is None or gate.is_short(scopes) else ask_where()
+
+        def go_on(admitted: bytes, release: Callable[[], None]) -> "bytes | asyncio.Future[bytes]":
+            if note is not None:
+                note()
+            if where is None:
+                return admitted
+            return added(admitted, ask_where() if asked is None else asked, release)
+
+        identity = (grant.key_id, grant.tenant, role)
+        is_grpc = _is_grpc(http.headers)
+        return gate.ask(attributes, identity, model, scopes, reply, is_grpc=is_grpc, go_on=go_on)
 
     def allow(self, grant: Grant, role: str, model: str) -> bytes:
         """Returns the answer to a call whose caller may make it.
@@ -212,14 +233,14 @@ class Decider:
 
 
 def _both(error: MeshError) -> tuple[bytes, bytes]:
-    return replies.deny(error, for_grpc=False), replies.deny(error, for_grpc=True)
+    return deny(error, for_grpc=False), deny(error, for_grpc=True)
 
 
 def _token_denials(error: MeshError) -> tuple[bytes, bytes]:
     # RFC 6750, section 3: says that it is the token, and no more.
     challenge = 'Bearer error="invalid_token"'
-    for_rest = replies.deny(error, for_grpc=False, challenge=challenge)
-    return for_rest, replies.deny(error, for_grpc=True)
+    for_rest = deny(error, for_grpc=False, challenge=challenge)
+    return for_rest, deny(error, for_grpc=True)
 
 
 def _find_secret(headers: Mapping[str, str]) -> str | None:
@@ -235,14 +256,14 @@ def _source(attributes: Any) -> str:
 
 
 def _is_grpc(headers: Mapping[str, str]) -> bool:
-    if _ORIGINAL_PATH in headers:
+    if ORIGINAL_PATH in headers:
         return False
     return headers.get("content-type", "").startswith("application/grpc")
 
 
 def _reaches_an_rpc(http: Any) -> bool:
     # A service resets what is not gRPC; Envoy would take that for the service's fault.
-    if _ORIGINAL_PATH in http.headers:
+    if ORIGINAL_PATH in http.headers:
         return True
     kind = http.headers.get("content-type", "")
     return http.method == "POST" and _GRPC_TYPE.match(kind) is not None
@@ -250,5 +271,5 @@ def _reaches_an_rpc(http: Any) -> bool:
 
 def _unknown_url(http: Any) -> MeshError:
     method = http.headers.get(_ORIGINAL_METHOD) or http.method
-    path = http.headers.get(_ORIGINAL_PATH) or http.path
+    path = http.headers.get(ORIGINAL_PATH) or http.path
     return errors.unknown_url(method, path.partition("?")[0])

@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -22,6 +23,15 @@ log = logging.getLogger(__name__)
 
 Identity = tuple[str, str, str]
 """A caller's key id, tenant and role."""
+
+GoOn = Callable[[bytes, Callable[[], None]], "bytes | asyncio.Future[bytes]"]
+"""Called with the answer to a call that is admitted; returns the one to give.
+
+What it is called with besides gives back what the call was reserved, where it is refused after all.
+"""
+
+_SHORT_S = 1.0
+_MOST_SHORT = 4096
 
 
 class LimitGate:
@@ -52,6 +62,15 @@ class LimitGate:
         self.estimator = estimator
         self._prices = prices
         self._recorder = recorder
+        self._short: dict[str, float] = {}
+
+    def is_short(self, scopes: Sequence[ScopeLimits]) -> bool:
+        """Says whether one of these scopes had no room for a call a moment ago."""
+        short = self._short
+        if not short:
+            return False
+        since = time.monotonic() - _SHORT_S
+        return any(short.get(each.scope, 0.0) > since for each in scopes)
 
     def ask(
         self,
@@ -62,7 +81,7 @@ class LimitGate:
         reply: bytes,
         *,
         is_grpc: bool,
-        on_admitted: Callable[[], None] | None,
+        go_on: GoOn,
     ) -> "bytes | asyncio.Future[bytes]":
         """Returns the answer to a call that has limits.
 
@@ -73,7 +92,7 @@ class LimitGate:
             scopes: The limits that apply; at least one.
             reply: The answer without limits.
             is_grpc: Whether the caller speaks gRPC.
-            on_admitted: Called before the call goes on; None for nothing.
+            go_on: Called before the call goes on.
         """
         http = attributes.request.http
         metadata = attributes.metadata_context.filter_metadata
@@ -84,12 +103,15 @@ class LimitGate:
         request_id = http.headers.get(headers.REQUEST_ID) or str(uuid.uuid4())
         asked = self._limiter.admit(request_id, scopes, tokens, usd_nano)
 
-        def answer(verdict: Verdict) -> bytes:
+        def release() -> None:
+            self._limiter.release(request_id, reached_node=False)
+
+        def answer(verdict: Verdict) -> "bytes | asyncio.Future[bytes]":
             self.tell(verdict.alerts)
             if verdict.admitted:
-                if on_admitted is not None:
-                    on_admitted()
-                return limits_replies.admitted(reply, verdict)
+                return go_on(limits_replies.admitted(reply, verdict), release)
+            if verdict.refusal is not None:
+                self._note_short(verdict.refusal.scope)
             error = _refusal(verdict, tokens, usd_nano)
             self._recorder.denied(attributes, error, None, identity)
             return limits_replies.refused(error, verdict, for_grpc=is_grpc)
@@ -98,15 +120,32 @@ class LimitGate:
             return answer(asked.result())
         later: asyncio.Future[bytes] = asked.get_loop().create_future()
 
+        # Nobody else would hear of what goes wrong: the call is answered by this future alone.
+        def finish(done: "asyncio.Future[bytes]") -> None:
+            try:
+                later.set_result(done.result())
+            except Exception as error:
+                later.set_exception(error)
+
         def pass_on(done: "asyncio.Future[Verdict]") -> None:
             try:
-                later.set_result(answer(done.result()))
+                found = answer(done.result())
             except Exception as error:
-                # Nobody else would hear of it: the call is answered by this future alone.
                 later.set_exception(error)
+                return
+            if isinstance(found, asyncio.Future):
+                found.add_done_callback(finish)
+            else:
+                later.set_result(found)
 
         asked.add_done_callback(pass_on)
         return later
+
+    def _note_short(self, scope: str) -> None:
+        short = self._short
+        if len(short) >= _MOST_SHORT:
+            short.clear()
+        short[scope] = time.monotonic()
 
     async def admit(
         self,

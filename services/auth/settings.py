@@ -77,6 +77,12 @@ class AuthSettings(ServiceSettings):
         description="Address and port of the metrics service, which knows sums and prices. Without "
         "it no limits by day or month can be set.",
     )
+    routing_address: str | None = Field(
+        default=None,
+        pattern=r"^(unix:/\S+|\S+:\d+)$",
+        description="Address and port of the routing service, or `unix:` and the path of its "
+        "socket. Without it Envoy balances calls by itself.",
+    )
     limits_without_redis: Literal["local", "refuse"] = Field(
         default="local",
         description="What happens to limited calls while Redis is away: `local` lets in this "

@@ -127,6 +127,7 @@ class Stack:
             **{name: self._at(_NODE + i) for name, i, _ in nodes},
         }
         after_database = (postgres.part.name,)
+        routing = self._socket("routing")
         services = ("auth", "registry", "routing", "embeddings", "metrics", "jobs")
         self.tls.prepare(services, [name for name, _, _ in nodes])
         return [
@@ -143,6 +144,7 @@ class Stack:
                     "BOOTSTRAP_NODE_KEY": self._node_key,
                     "STATE_DIR": str(self._state / "auth"),
                     "METRICS_ADDRESS": self._at(_METRICS),
+                    "ROUTING_ADDRESS": f"unix:{routing}" if routing else self._at(_ROUTING),
                     "REDIS_URL": redis.url,
                     "AUDIT_INFERENCE": os.environ.get("INFERMESH_AUDIT_INFERENCE", "off"),
                     # A list of issuers is no option to type.

@@ -107,6 +107,19 @@ class TlsFolder:
         context.num_tickets = 0
         return context
 
+    def client_context(self) -> ssl.SSLContext:
+        """Returns a context that shows the certificate to a server of the mesh, in TLS 1.3.
+
+        Raises:
+            OSError: A file cannot be read, or they do not belong together (`ssl.SSLError`).
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.set_alpn_protocols(_ALPN)
+        context.load_verify_locations(self.path / CA_FILE)
+        context.load_cert_chain(self.path / CERTIFICATE_FILE, self.path / KEY_FILE)
+        return context
+
 
 class Allowed:
     """Whom a server admits.

@@ -22,8 +22,9 @@ from services.kit.audit_sender import auth_channel, reporting
 from services.kit.database import make_engine
 from services.kit.guard import guarded
 from services.kit.server import App, Health
-from services.routing import servicer_ads, servicer_ext_proc
+from services.routing import servicer_ads, servicer_check, servicer_ext_proc
 from services.routing.book import Book
+from services.routing.deciding import Decider
 from services.routing.eds import Assignments
 from services.routing.explaining import Explainer
 from services.routing.follower import Follower, store_counts
@@ -76,7 +77,9 @@ def make_app(settings: RoutingSettings) -> App:
                 documents = PostgresDocumentStore(engine)
                 follower = Follower(url, engine, documents, book)
 
-            servicer_ext_proc.ExternalProcessor(view, router).add_to(server)
+            decider = Decider(view, router)
+            servicer_check.add_to_server(decider, server)
+            servicer_ext_proc.add_to_server(decider, server)
             ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(
                 servicer_ads.DiscoveryServicer(assignments, health.stopping), server
             )
@@ -137,6 +140,7 @@ def make_app(settings: RoutingSettings) -> App:
                 "infermesh.routing.v1.SplitService",
                 "infermesh.routing.v1.OpenAIModelService",
                 "infermesh.routing.v1.OllamaCatalogService",
+                servicer_check.SERVICE_NAME,
                 servicer_ext_proc.SERVICE_NAME,
                 servicer_ads.SERVICE_NAME,
             )

@@ -1,12 +1,14 @@
-"""Reads what gateways say of a call in external processing messages."""
+"""Reads what gateways say of a call, in Envoy's external processing and authorization messages."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from envoy.service.auth.v3 import external_auth_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf import struct_pb2
 
 from services.kit import globs, headers
+from services.kit.check_replies import ORIGINAL_PATH
 from services.routing.facts import Facts
 from services.routing.filters import capability
 
@@ -27,7 +29,6 @@ TYPED_NAMESPACE = "envoy.filters.http.grpc_field_extraction"
 
 _SUBSET_NAMESPACE = "envoy.lb.subset_hint"
 _SUBSET = "x-gateway-destination-endpoint-subset"
-_ORIGINAL_PATH = "x-envoy-original-path"
 _PATH = ":path"
 _DEBUG = "x-debug-mode"
 _OPERATORS = ("admin", "operator", "auditor")
@@ -49,32 +50,54 @@ def facts_of(request: pb.ProcessingRequest) -> Facts:
             facts.debug = _value(header) == "true"
         elif key == headers.ROLE:
             facts.sees_all = _value(header) in _OPERATORS
-        elif key == _ORIGINAL_PATH or (key == _PATH and _value(header).startswith(_REST_PREFIX)):
+        elif key == ORIGINAL_PATH or (key == _PATH and _value(header).startswith(_REST_PREFIX)):
             facts.is_rest = True
         elif key == _SUBSET:
             facts.subset = _addresses(_value(header))
     if request.HasField("metadata_context"):
         known = request.metadata_context.filter_metadata
-        if TYPED_NAMESPACE in known:
-            # Of these calls the other namespace says only that their body is no JSON.
-            facts.take_fields(_typed(known[TYPED_NAMESPACE]))
-        elif REQUEST_NAMESPACE in known:
-            facts.take_fields(known[REQUEST_NAMESPACE])
-        if PROMPT_NAMESPACE in known:
-            prompt = known[PROMPT_NAMESPACE].fields
-            if "tools" in prompt and prompt["tools"].bool_value:
-                facts.needs |= capability.TOOLS
-            if "vision" in prompt and prompt["vision"].bool_value:
-                facts.needs |= capability.VISION
-            facts.take_encoded_prompt(prompt["text"].string_value, prompt["size"].number_value)
-        if FALLBACKS_NAMESPACE in known:
-            listed = known[FALLBACKS_NAMESPACE].fields["models"].string_value
-            facts.take_encoded_fallbacks(listed)
+        _take_metadata(facts, known)
         if _SUBSET_NAMESPACE in known:
             hint = known[_SUBSET_NAMESPACE]
             if _SUBSET in hint:
                 facts.subset = _addresses(hint[_SUBSET])
     return facts
+
+
+def facts_of_check(request: external_auth_pb2.CheckRequest) -> Facts:
+    """Returns what our own Envoy, or auth in its place, says of a call."""
+    attributes = request.attributes
+    said = attributes.request.http.headers
+    facts = Facts(
+        model=said.get(headers.MODEL, ""),
+        key_id=said.get(headers.KEY_ID, ""),
+        debug=said.get(_DEBUG) == "true",
+        sees_all=said.get(headers.ROLE) in _OPERATORS,
+        is_rest=ORIGINAL_PATH in said,
+    )
+    allowed = said.get(headers.ALLOWED_MODELS)
+    if allowed is not None:
+        facts.globs = globs.read(allowed)
+    _take_metadata(facts, attributes.metadata_context.filter_metadata)
+    return facts
+
+
+def _take_metadata(facts: Facts, known: Mapping[str, Any]) -> None:
+    if TYPED_NAMESPACE in known:
+        # Of these calls the other namespace says only that their body is no JSON.
+        facts.take_fields(_typed(known[TYPED_NAMESPACE]))
+    elif REQUEST_NAMESPACE in known:
+        facts.take_fields(known[REQUEST_NAMESPACE])
+    if PROMPT_NAMESPACE in known:
+        prompt = known[PROMPT_NAMESPACE].fields
+        if "tools" in prompt and prompt["tools"].bool_value:
+            facts.needs |= capability.TOOLS
+        if "vision" in prompt and prompt["vision"].bool_value:
+            facts.needs |= capability.VISION
+        facts.take_encoded_prompt(prompt["text"].string_value, prompt["size"].number_value)
+    if FALLBACKS_NAMESPACE in known:
+        listed = known[FALLBACKS_NAMESPACE].fields["models"].string_value
+        facts.take_encoded_fallbacks(listed)
 
 
 def served(message: pb.ProcessingRequest) -> str:

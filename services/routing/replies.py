@@ -8,6 +8,7 @@ messages is their merge.
 """
 
 import base64
+from collections.abc import Sequence
 from functools import lru_cache
 
 import orjson
@@ -34,8 +35,8 @@ CONTINUE: bytes = pb.ProcessingResponse(
 """Lets the call go on without a choice; Envoy balances it by itself."""
 
 
-def destination(outcome: Outcome, facts: Facts) -> bytes:
-    """Returns the reply that sends a call where it was decided to go.
+def told(outcome: Outcome, facts: Facts) -> Sequence[tuple[str, str]]:
+    """Returns the headers that send a call where it was decided to go, the destination first.
 
     Args:
         outcome: The decision.
@@ -43,26 +44,35 @@ def destination(outcome: Outcome, facts: Facts) -> bytes:
     """
     decision = outcome.decision
     nodes, models = decision.nodes, decision.models
-    pieces = [_addresses(",".join([node.address for node in nodes]))]
+    found = [(headers.DESTINATION, ",".join([node.address for node in nodes]))]
     if outcome.is_renamed or len(models) > 1:
-        pieces.append(_set(headers.MODELS, ",".join(models)))
+        found.append((headers.MODELS, ",".join(models)))
     if outcome.is_renamed:
         # What Envoy balances by itself, and the ledger, go by the model that answers.
-        pieces.append(_set(headers.MODEL, models[0]))
-        pieces.append(_set(headers.REQUESTED_MODEL, facts.model))
-        pieces.append(_metadata(_MODEL_KEY, models[0]))
+        found.append((headers.MODEL, models[0]))
+        found.append((headers.REQUESTED_MODEL, facts.model))
     if decision.expected_cached is not None:
-        pieces.append(_set(headers.EXPECTED_CACHED, f"{decision.expected_cached:.2f}"))
+        found.append((headers.EXPECTED_CACHED, f"{decision.expected_cached:.2f}"))
     if outcome.hedge_after_s:
-        pieces.append(_set(_RETRY_ON_TIMEOUT, "true"))
-        pieces.append(_set(_TRY_TIMEOUT_MS, str(round(outcome.hedge_after_s * 1000))))
+        found.append((_RETRY_ON_TIMEOUT, "true"))
+        found.append((_TRY_TIMEOUT_MS, str(round(outcome.hedge_after_s * 1000))))
         # Each try that stays silent is followed by another one, up to the number of retries.
-        pieces.append(_set(_MAX_RETRIES, "1"))
+        found.append((_MAX_RETRIES, "1"))
     elif len(nodes) > _ROUTE_RETRIES + 1:
-        pieces.append(_set(_MAX_RETRIES, str(len(nodes) - 1)))
+        found.append((_MAX_RETRIES, str(len(nodes) - 1)))
     if facts.debug:
-        shown = _shown(outcome, sees_all=facts.sees_all)
-        pieces.append(_set.__wrapped__(headers.DECISION, shown))
+        found.append((headers.DECISION, _shown(outcome, sees_all=facts.sees_all)))
+    return found
+
+
+def destination(outcome: Outcome, facts: Facts) -> bytes:
+    """Returns the reply that sends a call where it was decided to go; see `told`."""
+    (_, addresses), *more = told(outcome, facts)
+    pieces = [_addresses(addresses)]
+    for name, value in more:
+        pieces.append(_set(name, value) if name != headers.DECISION else _uncached(name, value))
+        if name == headers.MODEL:
+            pieces.append(_metadata(_MODEL_KEY, value))
     return b"".join(pieces)
 
 
@@ -96,9 +106,7 @@ def refusal(error: MeshError, *, rest: bool) -> bytes:
 @lru_cache(maxsize=4096)
 def _addresses(value: str) -> bytes:
     """Returns the piece with the addresses; a mesh sees a few thousand orders at most."""
-    return _set.__wrapped__(headers.DESTINATION, value) + _metadata.__wrapped__(
-        headers.DESTINATION, value
-    )
+    return _uncached(headers.DESTINATION, value) + _metadata.__wrapped__(headers.DESTINATION, value)
 
 
 @lru_cache(maxsize=1024)
@@ -113,6 +121,10 @@ def _metadata(key: str, value: str) -> bytes:
     reply = pb.ProcessingResponse()
     reply.dynamic_metadata.get_or_create_struct(_METADATA_NAMESPACE)[key] = value
     return bytes(reply.SerializeToString())
+
+
+# Every decision reads differently.
+_uncached = _set.__wrapped__
 
 
 def _header(name: str, value: str) -> base_pb2.HeaderValueOption:

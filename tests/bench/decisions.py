@@ -18,18 +18,18 @@ from pathlib import Path
 
 import orjson
 import psutil
-from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
+from envoy.service.auth.v3 import external_auth_pb2
 from google.protobuf import struct_pb2
 
 from infermesh.registry.v1 import node_service_pb2, resources_pb2
 from services.kit import headers
-from services.routing import gateway, prompt
+from services.routing import gateway, prompt, servicer_check
 from services.routing.book import Book
+from services.routing.deciding import Decider
 from services.routing.pools import Pools
 from services.routing.prefix_index import DEFAULT_MAX_ENTRIES, PrefixIndex
 from services.routing.router import Router
 from services.routing.scheduler import Scheduler
-from services.routing.servicer_ext_proc import ExternalProcessor
 from services.routing.splits import SplitCounts
 from services.routing.view import MeshView
 
@@ -60,7 +60,7 @@ class Desk:
         pools = Pools(self._view)
         scheduler = Scheduler(self._view, pools, time.monotonic)
         router = Router(scheduler, Book(pools.forget), SplitCounts())
-        self.process = ExternalProcessor(self._view, router).process
+        self._decider = Decider(self._view, router)
         self._nodes = [self._node(number) for number in range(nodes)]
         self._turn = 0
         self._view.apply(
@@ -95,6 +95,11 @@ class Desk:
         node.report_time.GetCurrentTime()
         return node
 
+    def decide(self, question: bytes) -> bytes:
+        """Returns the answer to an encoded `CheckRequest`."""
+        request = external_auth_pb2.CheckRequest.FromString(question)
+        return servicer_check.answer(self._decider, request)
+
     def report(self) -> None:
         """Has every node report."""
         nodes = [self._reported(node) for node in self._nodes]
@@ -102,7 +107,7 @@ class Desk:
 
 
 def messages(prompt_bytes: int, count: int) -> list[bytes]:
-    """Returns Envoy's messages for calls with prompts of a length."""
+    """Returns auth's questions about calls with prompts of a length."""
     chance = random.Random(prompt_bytes)
     systems = [_text(chance, prompt_bytes - 200) for _ in range(TENANTS)]
     return [_message(chance.choice(systems), _text(chance, 120)) for _ in range(count)]
@@ -124,22 +129,16 @@ def _message(system: str, question: str) -> bytes:
     )
     taken = prompt.cut(body)
     assert taken is not None
-    message = pb.ProcessingRequest()
-    for key, value in (
-        (":method", b"POST"),
-        (":path", b"/infermesh.inference.v1.OpenAIService/CreateChatCompletion"),
-        (":authority", b"mesh.example:8080"),
-        ("x-envoy-original-path", b"/v1/chat/completions"),
-        ("content-type", b"application/grpc"),
-        ("user-agent", b"OpenAI/Python 2.6.1"),
-        ("x-request-id", b"3f2b8c1e-7a64-4d0b-9a55-0c8d5e1f2a3b"),
-        (headers.KEY_ID, b"key_5r0c9q2m7x1v"),
-        (headers.TENANT, b"tenant-17"),
-        (headers.ROLE, b"user"),
-        (headers.MODEL, MODEL.encode()),
-    ):
-        message.request_headers.headers.headers.add(key=key, raw_value=value)
-    known = message.metadata_context.filter_metadata
+    message = external_auth_pb2.CheckRequest()
+    message.attributes.request.http.headers.update(
+        {
+            "x-envoy-original-path": "/v1/chat/completions",
+            headers.KEY_ID: "key_5r0c9q2m7x1v",
+            headers.ROLE: "user",
+            headers.MODEL: MODEL,
+        }
+    )
+    known = message.attributes.metadata_context.filter_metadata
     fields = struct_pb2.Struct()
     fields.update({"model": MODEL, "stream": True, "user": "user-17"})
     known[gateway.REQUEST_NAMESPACE].CopyFrom(fields)
@@ -166,7 +165,7 @@ def cost(nodes: int, prompt_bytes: int, decisions: int) -> Cost:
             desk.report()
         data = asked[number % len(asked)]
         began = clock()
-        answer = desk.process(pb.ProcessingRequest.FromString(data), None)
+        answer = desk.decide(data)
         spent = clock() - began
         if number >= _WARM_UP:
             taken.append(spent)

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Iterable
 
 import grpc
 from envoy.config.core.v3 import base_pb2
-from envoy.service.ext_proc.v3 import external_processor_pb2, external_processor_pb2_grpc
+from envoy.service.auth.v3 import external_auth_pb2, external_auth_pb2_grpc
+from envoy.service.ext_proc.v3 import external_processor_pb2_grpc
 from google.protobuf import timestamp_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -20,7 +21,6 @@ from infermesh.routing.v1 import (
 )
 from services.kit.server import serving
 from services.routing.app import make_app
-from services.routing.servicer_ext_proc import ONE_MESSAGE
 from services.routing.settings import RoutingSettings
 
 DESTINATION = "x-gateway-destination-endpoint"
@@ -59,6 +59,7 @@ class Mesh:
         self.routing = routing_service_pb2_grpc.RoutingServiceStub(channel)
         self.policies = policy_service_pb2_grpc.PolicyServiceStub(channel)
         self.splits = split_service_pb2_grpc.SplitServiceStub(channel)
+        self.authorization = external_auth_pb2_grpc.AuthorizationStub(channel)
         self.ext_proc = external_processor_pb2_grpc.ExternalProcessorStub(channel)
 
     def sync(self, *nodes: r.Node, models: tuple[str, ...] = ("m", "idle")) -> None:
@@ -72,7 +73,7 @@ class Mesh:
         return await self.routing.Explain(routing_service_pb2.ExplainRequest(model=model))
 
     async def until_states(self, **refusals: str) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while True:
                 try:
                     candidates = (await self.explain()).candidates
@@ -82,18 +83,12 @@ class Mesh:
                     return
                 await asyncio.sleep(0.02)
 
-    async def process(self, **headers: str) -> external_processor_pb2.ProcessingResponse:
-        request = external_processor_pb2.ProcessingRequest()
+    async def check(self, **headers: str) -> external_auth_pb2.CheckResponse:
+        """Asks as auth and our own Envoy do; headers have `_` for `-`."""
+        request = external_auth_pb2.CheckRequest()
         for key, value in headers.items():
-            request.request_headers.headers.headers.append(
-                base_pb2.HeaderValue(key=key.replace("_", "-"), raw_value=value.encode())
-            )
-        call = self.ext_proc.Process(metadata=[ONE_MESSAGE])
-        await call.write(request)
-        answer = await call.read()
-        assert await call.read() is grpc.aio.EOF
-        assert await call.code() == grpc.StatusCode.OK
-        return answer
+            request.attributes.request.http.headers[key.replace("_", "-")] = value
+        return await self.authorization.Check(request)
 
     async def health(self) -> int:
         stub = health_pb2_grpc.HealthStub(self.channel)
@@ -116,20 +111,26 @@ async def running(**settings: object) -> AsyncIterator[Mesh]:
     await server.stop(0)
 
 
-def headers_set(answer: external_processor_pb2.ProcessingResponse) -> dict[str, str]:
-    """Returns the headers that an answer to request headers sets."""
-    return mutated(answer.request_headers.response.header_mutation.set_headers)
+def headers_set(answer: external_auth_pb2.CheckResponse) -> dict[str, str]:
+    """Returns the headers that an answer has a call go on with."""
+    assert answer.HasField("ok_response"), answer
+    return mutated(answer.ok_response.headers)
+
+
+def denied(answer: external_auth_pb2.CheckResponse) -> external_auth_pb2.DeniedHttpResponse:
+    """Returns the refusal that an answer is."""
+    assert answer.HasField("denied_response"), answer
+    return answer.denied_response
 
 
 def mutated(options: Iterable[base_pb2.HeaderValueOption]) -> dict[str, str]:
     found = {}
     for option in options:
         assert option.append_action == base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-        found[option.header.key] = option.header.raw_value.decode()
+        header = option.header
+        found[header.key] = header.value or header.raw_value.decode()
     return found
 
 
-def destination(answer: external_processor_pb2.ProcessingResponse) -> str:
-    value = headers_set(answer)[DESTINATION]
-    assert answer.dynamic_metadata["envoy.lb"][DESTINATION] == value
-    return value
+def destination(answer: external_auth_pb2.CheckResponse) -> str:
+    return headers_set(answer)[DESTINATION]

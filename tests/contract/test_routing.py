@@ -8,18 +8,25 @@ from collections.abc import AsyncIterator
 import grpc
 import pytest
 from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.service.auth.v3 import external_auth_pb2
 from envoy.service.discovery.v3 import ads_pb2_grpc, discovery_pb2
-from envoy.service.ext_proc.v3 import external_processor_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 
-from contract.routing_service import Mesh, destination, headers_set, mutated, node, running
+from contract.routing_service import (
+    Mesh,
+    denied,
+    destination,
+    headers_set,
+    mutated,
+    node,
+    running,
+)
 from infermesh.registry.v1 import node_service_pb2
 from infermesh.registry.v1 import resources_pb2 as r
 from services.kit.errors import from_rpc_error
 from services.routing import prompt
 from services.routing.eds import TYPE_URL
-from services.routing.servicer_ext_proc import ONE_MESSAGE
 
 
 @pytest.fixture
@@ -33,21 +40,20 @@ async def test_a_call_goes_to_the_least_loaded_node(mesh: Mesh) -> None:
         node("a", 1, running=3), node("b", 2, running=1), node("c", 3, r.NODE_STATE_ENGINE_DOWN)
     )
     await mesh.until_states(a="", b="", c="engine down")
-    answer = await mesh.process(x_mesh_model="m", x_request_id="1")
+    answer = await mesh.check(x_mesh_model="m", x_request_id="1")
     assert destination(answer) == "127.0.0.1:2,127.0.0.1:1"
 
 
 async def test_a_call_without_a_model_goes_on(mesh: Mesh) -> None:
     mesh.sync(node("a", 1))
     await mesh.until_states(a="")
-    answer = await mesh.process(x_request_id="1")
-    assert answer.WhichOneof("response") == "request_headers"
-    assert not answer.request_headers.response.header_mutation.set_headers
+    answer = await mesh.check(x_request_id="1")
+    assert not headers_set(answer)
 
 
 async def test_before_the_first_sync_calls_go_on_and_health_says_no(mesh: Mesh) -> None:
-    answer = await mesh.process(x_mesh_model="m")
-    assert answer.WhichOneof("response") == "request_headers"
+    answer = await mesh.check(x_mesh_model="m")
+    assert not headers_set(answer)
     assert await mesh.health() == health_pb2.HealthCheckResponse.NOT_SERVING
     mesh.sync(node("a", 1))
     await mesh.until_states(a="")
@@ -62,25 +68,18 @@ async def test_refusals(mesh: Mesh, model: str, status: int, code: int, reason: 
     mesh.sync(node("a", 1))
     await mesh.until_states(a="")
 
-    rest = await mesh.process(x_mesh_model=model, x_envoy_original_path="/v1/chat/completions")
-    reply = rest.immediate_response
+    rest = await mesh.check(x_mesh_model=model, x_envoy_original_path="/v1/chat/completions")
+    reply = denied(rest)
     assert reply.status.code == status
-    assert reply.details == f"infermesh_{reason.lower()}"
-    assert not reply.HasField("grpc_status")
     assert json.loads(reply.body)["error"]["code"] == reason.lower()
-    [content_type] = reply.headers.set_headers
-    assert (content_type.header.key, content_type.header.raw_value) == (
-        "content-type",
-        b"application/json",
-    )
+    assert mutated(reply.headers) == {"content-type": "application/json"}
 
-    native = (await mesh.process(x_mesh_model=model)).immediate_response
-    assert native.grpc_status.status == code
-    assert model in native.body.decode()
-    [details] = native.headers.set_headers
-    assert details.header.key == "grpc-status-details-bin"
-    raw = details.header.raw_value
-    decoded = status_pb2.Status.FromString(base64.b64decode(raw + b"=" * (-len(raw) % 4)))
+    native = denied(await mesh.check(x_mesh_model=model))
+    assert model in native.body
+    headers = mutated(native.headers)
+    assert headers["grpc-status"] == str(code)
+    raw = headers["grpc-status-details-bin"]
+    decoded = status_pb2.Status.FromString(base64.b64decode(raw + "=" * (-len(raw) % 4)))
     info = error_details_pb2.ErrorInfo()
     decoded.details[0].Unpack(info)
     assert (decoded.code, info.reason, info.domain) == (code, reason, "infermesh")
@@ -94,7 +93,7 @@ async def test_explain(mesh: Mesh) -> None:
         node("d", 4, r.NODE_STATE_OFFLINE),
     )
     await mesh.until_states(a="", b="", c="draining", d="offline")
-    await mesh.process(x_mesh_model="m")
+    await mesh.check(x_mesh_model="m")
     answer = await mesh.explain()
     assert list(answer.ordered_node_ids) == ["b", "a"]
     assert [one.node_id for one in answer.candidates] == ["b", "a", "c", "d"]
@@ -121,7 +120,7 @@ async def test_the_view_outlives_the_registry(mesh: Mesh) -> None:
     await mesh.until_states(a="")
     mesh.registry.said.put_nowait(None)
     await asyncio.sleep(0.05)
-    assert destination(await mesh.process(x_mesh_model="m")) == "127.0.0.1:1"
+    assert destination(await mesh.check(x_mesh_model="m")) == "127.0.0.1:1"
     mesh.sync(node("a", 1), node("b", 2))
     await mesh.until_states(a="", b="")
 
@@ -141,7 +140,7 @@ class Subscriber:
 
     async def hear(self) -> tuple[discovery_pb2.DiscoveryResponse, dict[str, int]]:
         """Returns the next response and the health of each address in it."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             response = await self.call.read()
         assignment = endpoint_pb2.ClusterLoadAssignment()
         assert response.resources[0].Unpack(assignment)
@@ -185,12 +184,12 @@ async def test_endpoints_follow_the_mesh(mesh: Mesh) -> None:
     envoy.call.cancel()
 
 
-def told(**namespaces: dict[str, object]) -> external_processor_pb2.ProcessingRequest:
-    """Returns the one message that our Envoy sends for a chat with the model `m`."""
-    request = external_processor_pb2.ProcessingRequest()
-    request.request_headers.headers.headers.add(key="x-mesh-model", raw_value=b"m")
+def told(**namespaces: dict[str, object]) -> external_auth_pb2.CheckRequest:
+    """Returns what is asked about a chat with the model `m`."""
+    request = external_auth_pb2.CheckRequest()
+    request.attributes.request.http.headers["x-mesh-model"] = "m"
     for name, fields in namespaces.items():
-        request.metadata_context.filter_metadata[f"infermesh.{name}"].update(fields)
+        request.attributes.metadata_context.filter_metadata[f"infermesh.{name}"].update(fields)
     return request
 
 
@@ -202,11 +201,9 @@ def cut_of(text: str) -> dict[str, object]:
 
 
 async def send(
-    mesh: Mesh, request: external_processor_pb2.ProcessingRequest
-) -> external_processor_pb2.ProcessingResponse:
-    call = mesh.ext_proc.Process(metadata=[ONE_MESSAGE])
-    await call.write(request)
-    return await call.read()
+    mesh: Mesh, request: external_auth_pb2.CheckRequest
+) -> external_auth_pb2.CheckResponse:
+    return await mesh.authorization.Check(request)
 
 
 async def test_a_prompt_goes_back_to_its_node_with_what_is_expected_there(mesh: Mesh) -> None:
@@ -250,10 +247,10 @@ async def test_debug_mode_shows_the_decision(mesh: Mesh) -> None:
     mesh.sync(node("a", 1, running=2), node("b", 2))
     await mesh.until_states(a="", b="")
     request = told(request={"session_id": "s"})
-    request.request_headers.headers.headers.add(key="x-debug-mode", raw_value=b"true")
+    request.attributes.request.http.headers["x-debug-mode"] = "true"
     shown = json.loads(headers_set(await send(mesh, request))["x-mesh-decision"])
     assert set(shown) == {"policy", "node", "score", "models"}  # of others it says nothing
-    request.request_headers.headers.headers.add(key="x-mesh-role", raw_value=b"admin")
+    request.attributes.request.http.headers["x-mesh-role"] = "admin"
     shown = json.loads(headers_set(await send(mesh, request))["x-mesh-decision"])
     assert (shown["policy"], shown["models"]) == ("balanced", ["m"])
     assert shown["candidates"][0]["node"] == shown["node"]
@@ -267,6 +264,7 @@ async def test_full_queues_are_a_429_with_retry_after(mesh: Mesh) -> None:
     full.load.time_to_first_token = 3.0
     mesh.sync(full)
     await mesh.until_states(a="queue full")
-    reply = (await mesh.process(x_mesh_model="m", x_envoy_original_path="/v1/x")).immediate_response
-    assert (reply.status.code, reply.details) == (429, "infermesh_overloaded")
-    assert mutated(reply.headers.set_headers)["retry-after"] == "3"
+    reply = denied(await mesh.check(x_mesh_model="m", x_envoy_original_path="/v1/x"))
+    assert reply.status.code == 429
+    assert json.loads(reply.body)["error"]["code"] == "overloaded"
+    assert mutated(reply.headers)["retry-after"] == "3"

@@ -8,15 +8,7 @@ import pytest
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 
-from contract.routing_service import (
-    DESTINATION,
-    Mesh,
-    destination,
-    headers_set,
-    mutated,
-    node,
-    running,
-)
+from contract.routing_service import DESTINATION, Mesh, mutated, node, running
 
 MODE = processing_mode_pb2.ProcessingMode
 
@@ -27,6 +19,17 @@ async def mesh() -> AsyncIterator[Mesh]:
         mesh.sync(node("a", 1), node("b", 2, running=1), node("c", 3, running=2))
         await mesh.until_states(a="", b="", c="")
         yield mesh
+
+
+def headers_set(answer: pb.ProcessingResponse) -> dict[str, str]:
+    """Returns the headers that an answer to request headers sets."""
+    return mutated(answer.request_headers.response.header_mutation.set_headers)
+
+
+def destination(answer: pb.ProcessingResponse) -> str:
+    value = headers_set(answer)[DESTINATION]
+    assert answer.dynamic_metadata["envoy.lb"][DESTINATION] == value
+    return value
 
 
 class Gateway:

@@ -19,7 +19,7 @@ Stub = openai_model_service_pb2_grpc.OpenAIModelServiceStub
 async def mesh() -> AsyncIterator[Mesh]:
     async with running() as mesh:
         mesh.sync(node("a", 1, model="org/m:v1"), models=("org/m:v1", "idle"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not await names(mesh):
                 await asyncio.sleep(0.02)
         yield mesh

@@ -14,6 +14,7 @@ from services.auth.rules import Bounds, Rules, bounds_of, check
 from services.kit import globs
 from services.kit.errors import MeshError
 from services.kit.globs import ModelGlobs
+from support import within
 from unit.auth.auth_samples import (
     ADMIN,
     GRPC_CHAT,
@@ -56,9 +57,13 @@ def test_brackets_are_no_sets() -> None:
 
 def test_no_pattern_is_slow() -> None:
     found = ModelGlobs(["a*" * 99 + "b"] * 20, [])
-    start = time.perf_counter()
-    assert not found.allow("a" * 200)
-    assert time.perf_counter() - start < 0.1
+
+    def asked() -> float:
+        start = time.perf_counter()
+        assert not found.allow("a" * 200)
+        return time.perf_counter() - start
+
+    within(0.1, asked)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What replicas let in without Redis."""
 
 import asyncio
-import random
+import itertools
 
 import pytest
 
@@ -12,6 +12,7 @@ from services.auth.limiting.wire import Admission
 NOON = 1_799_971_200 + 43_200  # of 2027-01-15
 DAY_S = 86_400
 LOOP = asyncio.new_event_loop()
+_NAMES = itertools.count()
 
 
 class Clock:
@@ -43,7 +44,7 @@ def counters(requests: int = 0, tokens: int = 0, flying: int = 0, day: int = 0, 
 
 
 def let_in(one: Shares, limits: ScopeLimits, asked: int, **what: int) -> int:
-    name = f"{random.random()}"
+    name = f"{next(_NAMES)}-"
     return sum(one.admit(call(f"{name}{i}", limits, **what)).admitted for i in range(asked))
 
 

@@ -151,7 +151,7 @@ async def test_the_answer_waits_for_the_limiter() -> None:
     assert isinstance(later, asyncio.Future)
     assert not later.done()
     world.limiter.open[0].set_result(world.limiter.verdict)
-    assert read(await asyncio.wait_for(later, 1))[1] == ROOM
+    assert read(await asyncio.wait_for(later, 10))[1] == ROOM
 
 
 async def test_an_answer_that_cannot_be_made_does_not_hang() -> None:
@@ -160,7 +160,7 @@ async def test_an_answer_that_cannot_be_made_does_not_hang() -> None:
     later = world.decide()
     world.limiter.open[0].set_result(None)  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
-        await asyncio.wait_for(later, 1)
+        await asyncio.wait_for(later, 10)
 
 
 START = "The limit of the key `key_user` has no room for the call: "
