@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from services.inference.http_connection import Connection
+from services.inference.http_connection import Connection, Take
 from services.inference.transport_errors import (
     EngineConnectError,
     EngineConnectionError,
@@ -29,6 +29,7 @@ __all__ = [
     "EngineOvertimeError",
     "EngineTimeoutError",
     "Exchange",
+    "Take",
 ]
 
 _CONNECT_TIMEOUT_S = 2.0
@@ -70,6 +71,15 @@ class Exchange:
             EngineTimeoutError: Nothing came for the idle timeout.
         """
         return await self._connection.read(at_least)
+
+    def offer(self, take: Take | None) -> None:
+        """Has what comes while `read` waits offered to `take` first, from now on.
+
+        Args:
+            take: Returns whether it took the piece, which `read` then never gives; it must not
+                wait, nor raise.
+        """
+        self._connection.take = take
 
     async def read_all(self, max_bytes: int = MAX_BODY_BYTES) -> bytes:
         """Returns the whole body.

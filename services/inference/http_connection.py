@@ -1,6 +1,7 @@
 """One HTTP/1.1 connection to the engine, as an asyncio protocol over `httptools`."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol, cast
 
 import httptools
@@ -22,6 +23,9 @@ _RUSH_S = 0.0015
 # Of these none waits: an answer's first words come after what only says whose they are.
 _FIRST_READS = 2
 _STREAMS = ("text/event-stream", "application/x-ndjson")
+
+Take = Callable[[bytes], bool]
+"""Is offered a piece of a body; returns whether it took it."""
 
 
 class Pool(Protocol):
@@ -78,6 +82,8 @@ class Connection(asyncio.Protocol):
         self.is_complete = False
         self._is_paused = False
         self._is_resting = False
+        # Is offered what comes while a reader waits, who is woken for what it does not take.
+        self.take: Take | None = None
         self._hurried_s: float | None = None
 
     async def send(self, head: bytes, body: bytes) -> None:
@@ -249,8 +255,9 @@ class Connection(asyncio.Protocol):
             self.drop()
             return
         if len(self._pieces) > count:
-            self._size += sum(map(len, self._pieces[count:] if count else self._pieces))
             self._read_count += self._is_stream
+            if count or not self._is_taken():
+                self._size += sum(map(len, self._pieces[count:] if count else self._pieces))
         if self.is_complete or self._transport is None:
             # Nothing more comes; a connection that is kept must hear when the engine closes it.
             pass
@@ -263,6 +270,15 @@ class Connection(asyncio.Protocol):
             self._pool.rest(self)
         if self._has_head and (self._size >= self._wanted or self.is_complete):
             self._wake()
+
+    def _is_taken(self) -> bool:
+        take = self.take
+        if take is None or self._waiter is None or self.is_complete:
+            return False
+        if not take(self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)):
+            return False
+        self._pieces.clear()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends the exchange that runs, if one does."""

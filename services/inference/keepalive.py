@@ -8,7 +8,7 @@ it.
 
 import asyncio
 
-from services.inference.streams import Write
+from services.inference.streams import Write, WriteNow
 
 SSE = "text/event-stream"
 COMMENT = b": keep-alive\n\n"
@@ -25,15 +25,19 @@ class KeepAlive:
         every_s: After how long a silence something is said, and said again. At least 0.
         write: Sends to the caller.
         text: What is said, an event or a comment in full.
+        write_now: Sends to the caller where that can be done without waiting; None is never.
 
     Attributes:
         is_alone: Whether the caller has got something from here, and nothing of the answer.
     """
 
-    def __init__(self, every_s: float, write: Write, text: bytes) -> None:
+    def __init__(
+        self, every_s: float, write: Write, text: bytes, write_now: WriteNow | None = None
+    ) -> None:
         self.is_alone = False
         self._every_s = every_s
         self._write = write
+        self._write_now = write_now
         self._text = text
         self._loop = asyncio.get_running_loop()
         self._said_at = 0.0
@@ -63,6 +67,13 @@ class KeepAlive:
             self.is_alone = False
             await self._write(data, content_type)
             self._said_at = self._loop.time()
+
+    def write_now(self, data: bytes) -> bool:
+        """Sends a further part of the answer if it need not wait; returns whether it did."""
+        if self._write_now is None or self._lock.locked() or not self._write_now(data):
+            return False
+        self._said_at = self._loop.time()
+        return True
 
     def _check(self) -> None:
         # One timer for a stream, moved on when it fires, is cheaper than one for every event.

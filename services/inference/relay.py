@@ -32,7 +32,7 @@ from services.inference.http_client import (
 )
 from services.inference.requests import OpenAIRequest
 from services.inference.state import EngineState
-from services.inference.streams import OnObjects, Write, pass_on, pass_parsed
+from services.inference.streams import OnObjects, Write, WriteNow, pass_on, pass_parsed
 from services.inference.whole import folded, whole, whole_parsed
 from services.kit.audit_inference import InferenceAudit
 from services.kit.caller import Caller
@@ -132,10 +132,19 @@ class Relay:
         request: OpenAIRequest,
         write: Write,
         on_start: OnStart | None = None,
+        write_now: WriteNow | None = None,
     ) -> None:
         """Passes a stream on in OpenAI's form, byte for byte.
 
         The request's model becomes the one that answers.
+
+        Args:
+            caller: Who asks.
+            request: What is asked.
+            write: Sends to the caller.
+            on_start: Told when the engine has the request.
+            write_now: Sends to the caller where that can be done without waiting; spares most
+                parts of an answer the way through `write`.
 
         Raises:
             MeshError: The request was not answered in full. Where a part of the answer is with
@@ -159,6 +168,7 @@ class Relay:
                         self._engine,
                         write,
                         describe if caller.decision else None,
+                        write_now,
                     )
                     return
                 # An engine that cannot stream says it all at once.

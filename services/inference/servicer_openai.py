@@ -15,7 +15,7 @@ from services.inference.guardrails.requests import check_request
 from services.inference.keepalive import COMMENT, KeepAlive
 from services.inference.relay import Relay
 from services.inference.requests import Kind, OpenAIRequest, parse
-from services.inference.streams import Write
+from services.inference.streams import Write, WriteNow
 from services.kit.caller import Caller, caller_of
 from services.kit.errors import MeshError
 from services.kit.guardrails.guard import PromptGuard
@@ -75,18 +75,27 @@ class OpenAIServicer:
                     await context.send_initial_metadata(said)
             await context.write(httpbody_pb2.HttpBody(content_type=content_type, data=data))
 
+        # gRPC's own context has none.
+        send_now = getattr(context, "write_now", None)
+
+        def write_now(data: bytes) -> bool:
+            body = httpbody_pb2.HttpBody(content_type=content_type, data=data)
+            return send_now is not None and bool(send_now(body))
+
         if not request.is_stream:
             raw, data = await self._relay.answer(caller, request)
             await write(orjson.dumps(data) if raw is None else raw, _JSON)
         elif self._keepalive_s:
-            await self._stream_alive(caller, request, write)
+            await self._stream_alive(caller, request, write, write_now)
         else:
-            await self._relay.stream(caller, request, write)
+            await self._relay.stream(caller, request, write, write_now=write_now)
 
-    async def _stream_alive(self, caller: Caller, request: OpenAIRequest, write: Write) -> None:
-        alive = KeepAlive(self._keepalive_s, write, COMMENT)
+    async def _stream_alive(
+        self, caller: Caller, request: OpenAIRequest, write: Write, write_now: WriteNow
+    ) -> None:
+        alive = KeepAlive(self._keepalive_s, write, COMMENT, write_now)
         try:
-            await self._relay.stream(caller, request, alive.write, alive.start)
+            await self._relay.stream(caller, request, alive.write, alive.start, alive.write_now)
         except MeshError as error:
             if alive.is_alone:
                 # The status went out with the comment.

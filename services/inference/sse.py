@@ -154,6 +154,24 @@ class StreamFilter(StreamReader):
             self.is_done = True
         return piece
 
+    def plain(self, piece: bytes) -> bytes:
+        """Returns what `feed` would, where that needs no parsing and notes nothing; else b""."""
+        if (
+            not self.has_content
+            or self.is_done
+            or self._rest
+            or self._held
+            or not piece.endswith(b"\n\n")
+            or piece.endswith(_DONE)
+        ):
+            return b""
+        if self._hides_usage and _LAST_NULL_USAGE in piece:
+            piece = piece.replace(_LAST_NULL_USAGE, b"}\n\n")
+        for mark in self._marks:
+            if mark in piece:
+                return b""
+        return piece
+
     def _first_mark(self, piece: bytes) -> int:
         """Returns where the first event begins that must be parsed, or -1."""
         if self._held:

@@ -23,6 +23,9 @@ _DATA = b"data: "
 Write = Callable[[bytes, str], Awaitable[None]]
 """Sends a part of an answer, with its content type, to the caller."""
 
+WriteNow = Callable[[bytes], bool]
+"""Sends a further part of an answer if that need not wait; returns whether it did."""
+
 OnObjects = Callable[[list[dict[str, Any]]], Awaitable[None]]
 """Takes in the objects of events that have just come."""
 
@@ -38,6 +41,7 @@ async def pass_on(
     engine: Engine,
     write: Write,
     describe: Describe | None = None,
+    write_now: WriteNow | None = None,
 ) -> None:
     """Passes a stream on byte for byte, but for the name of the model where the engine's differs.
 
@@ -49,6 +53,7 @@ async def pass_on(
         engine: The engine's dialect.
         write: Sends to the caller.
         describe: Says what stands in the event before `[DONE]`, where the caller wants one.
+        write_now: Sends to the caller where that can be done without waiting.
 
     Raises:
         MeshError: It broke; where the caller has a part of it, an error event said so.
@@ -62,6 +67,13 @@ async def pass_on(
     content_type = exchange.content_type
     has_sent = False
     out = first = b""
+
+    def pass_plain(piece: bytes) -> bool:
+        plain = stream.plain(piece)
+        if not plain or write_now is None:
+            return False
+        return write_now(plain if renaming is None else renaming.apply(plain))
+
     try:
         while True:
             piece = await exchange.read()
@@ -80,8 +92,12 @@ async def pass_on(
                 break
             if out:
                 await write(out, content_type)
-                has_sent = True
                 out = b""
+                if not has_sent and write_now is not None:
+                    # Nearly all of an answer passes so: to wake this task for it, and all that
+                    # stand around it, takes more than everything else that is done with it here.
+                    exchange.offer(pass_plain)
+                has_sent = True
         _check_end(stream, engine, is_finished=stream.is_finished)
     except (MeshError, EngineConnectionError, EngineTimeoutError) as error:
         if not has_sent:

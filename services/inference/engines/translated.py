@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from services.inference.engines.dialect import Plan, Translator
-from services.inference.http_client import MAX_BODY_BYTES, EngineConnectionError, Exchange
+from services.inference.http_client import MAX_BODY_BYTES, EngineConnectionError, Exchange, Take
 
 _MAX_LINE_BYTES = 8 * 1024 * 1024
 
@@ -28,6 +28,10 @@ class _Wrapped(Exchange):
     @property
     def is_complete(self) -> bool:
         return self._exchange.is_complete
+
+    def offer(self, take: Take | None) -> None:
+        # What is not OpenAI's yet passes nobody by.
+        pass
 
     def hasten(self) -> None:
         self._exchange.hasten()

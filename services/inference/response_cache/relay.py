@@ -30,7 +30,7 @@ from services.inference.response_cache.key import Form, key_of, may_reuse
 from services.inference.response_cache.recording import Recording
 from services.inference.response_cache.store import Answer
 from services.inference.state import EngineState
-from services.inference.streams import OnObjects, Write
+from services.inference.streams import OnObjects, Write, WriteNow
 from services.kit.audit_inference import InferenceAudit
 from services.kit.caller import Caller
 from services.kit.errors import MeshError
@@ -131,11 +131,12 @@ class CachingRelay(Relay):
         request: OpenAIRequest,
         write: Write,
         on_start: OnStart | None = None,
+        write_now: WriteNow | None = None,
     ) -> None:
         """Passes a stream on, as `Relay` does, or did."""
         asked = self._asked(caller, request, "bytes")
         if asked is None:
-            await super().stream(caller, request, write, on_start)
+            await super().stream(caller, request, write, on_start, write_now)
             return
 
         async def again(answer: Answer, account: Account) -> None:

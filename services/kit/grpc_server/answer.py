@@ -47,13 +47,27 @@ class Answer(Context):
         method = self._method
         if method is not None and method.serialize is not None:
             message = method.serialize(message)
+        if not self._send_now(message):
+            await self._send(message)
+
+    def write_now(self, message: Any) -> bool:
+        """Sends a message where nothing has to be waited for, and returns whether it did.
+
+        It does not send the first message of a call that has sent no headers.
+        """
+        method = self._method
+        if method is not None and method.serialize is not None:
+            message = method.serialize(message)
+        return self._send_now(message)
+
+    def _send_now(self, message: bytes) -> bool:
         size = len(message) + HEAD_BYTES
         if self._is_done or not self._has_started or size > self.room():
-            await self._send(message)
-            return
+            return False
         self.window -= size
         self.connection.window -= size
         self.connection.send(wire.data_frame(self.stream_id, message))
+        return True
 
     async def send_initial_metadata(self, initial_metadata: Any) -> None:
         """Sends headers before the first message.

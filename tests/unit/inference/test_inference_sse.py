@@ -69,6 +69,33 @@ def test_nothing_is_taken_from_who_asked_for_it(cuts):
     assert stream.is_done
 
 
+@given(st.lists(st.integers(0, len(ASKED)), max_size=12).map(sorted), st.booleans())
+def test_what_is_plain_is_what_feeding_gives(cuts, hides):
+    fed, stream = make_filter(hides), make_filter(hides)
+    for start, end in zip([0, *cuts], [*cuts, len(ASKED)], strict=True):
+        piece = ASKED[start:end]
+        wanted = fed.feed(piece) if piece else b""
+        assert (stream.plain(piece) or stream.feed(piece)) == wanted
+    assert stream.rest() == fed.rest()
+    assert vars(stream) == vars(fed) | {"_restore": stream._restore}
+
+
+def test_what_is_plain():
+    stream = make_filter()
+    assert not stream.plain(HELLO)  # nothing of the answer has come
+    stream.feed(ROLE + HELLO)
+    assert stream.plain(HELLO + NASTY) == HELLO + NASTY
+    assert stream.plain(event({**delta(content="x"), "usage": None})) == event(delta(content="x"))
+    for piece in (HELLO[:-1], event(LAST), event({"error": {}}), PROGRESS, HELLO + DONE, DONE):
+        assert not stream.plain(piece)
+    stream.feed(HELLO[:9])
+    assert not stream.plain(HELLO[9:])
+    stream.feed(HELLO[9:])
+    assert stream.plain(HELLO)
+    stream.feed(DONE)
+    assert not stream.plain(HELLO)
+
+
 def test_a_text_that_says_done_ends_nothing():
     stream = make_filter()
     stream.feed(HELLO + NASTY)

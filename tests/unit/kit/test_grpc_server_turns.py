@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from services.kit.grpc_server import Limits, wire
+from services.kit.grpc_server.call import Call
 from services.kit.grpc_server.connection import Connection
 from services.kit.grpc_server.limits import Shared
 from services.kit.grpc_server.request import MalformedError
@@ -193,5 +194,33 @@ async def test_who_waits_for_a_call_that_is_over_waits_no_more() -> None:
     await asyncio.sleep(0)
     over: Any = SimpleNamespace(stream_id=7)
     connection.forget(over)
-    await asyncio.wait_for(waiting, 1)
+    await asyncio.wait_for(waiting, 10)
     assert not connection._waiting
+
+
+async def test_a_message_goes_now_or_not_at_all() -> None:
+    connection, transport = _connected()
+    call = Call(connection, 1, SimpleNamespace(timeout_s=None))  # type: ignore[arg-type]
+
+    def sent() -> bytes:
+        connection._flush()
+        out, transport.sent = bytes(transport.sent), bytearray()
+        return out
+
+    sent()
+    assert not call.write_now(b"before the headers")
+    await call.write(b"first")
+    assert sent().endswith(wire.data_frame(1, b"first"))
+    assert call.write_now(b"next")
+    connection.pause_writing()
+    assert not call.write_now(b"while the caller does not read")
+    connection.resume_writing()
+    call.window = 5 + 3
+    assert not call.write_now(b"four")
+    assert call.write_now(b"thr")
+    assert call.window == 0
+    assert sent() == wire.data_frame(1, b"next") + wire.data_frame(1, b"thr")
+    call.window = 100
+    call.reset()
+    assert not call.write_now(b"too late")
+    assert not sent()

@@ -53,7 +53,7 @@ class _Ledger:
         self.target = count
         self.reached.clear()
         if len(self.events) < count:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await self.reached.wait()
         return self.events
 
@@ -100,7 +100,7 @@ async def test_what_waits_while_the_ledger_is_down_is_sent_later(tmp_path: Path)
     ledger.failure = lambda request: _status(grpc.StatusCode.UNAVAILABLE)
     async with open_spool(tmp_path, ledger.send) as spool:
         spool.finish(_event(1))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await ledger.failed_twice.wait()
         ledger.failure = lambda request: None
         assert (await ledger.got(1))[0] == _event(1)
@@ -191,5 +191,5 @@ async def test_events_of_any_length_arrive_as_they_are(tmp_path: Path, length: i
         for event in (long, _event(2)):
             spool.begin(event)
             spool.finish(event)
-        await asyncio.wait_for(ledger.reached.wait(), 5)
+        await asyncio.wait_for(ledger.reached.wait(), 30)
     assert ledger.events == [long, _event(2)]

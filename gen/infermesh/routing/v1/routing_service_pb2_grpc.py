@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class RoutingServiceStub:
-    """Explains where calls go. The decisions themselves are made over Envoy's external processing
-    protocol, which this service speaks as well.
+    """Explains where calls go. The decisions themselves are made over Envoy's authorization protocol, in
+    which auth asks, and over its external processing protocol, in which other gateways ask.
     """
 
     def __init__(self, channel):
@@ -44,8 +44,8 @@ class RoutingServiceStub:
 
 
 class RoutingServiceServicer:
-    """Explains where calls go. The decisions themselves are made over Envoy's external processing
-    protocol, which this service speaks as well.
+    """Explains where calls go. The decisions themselves are made over Envoy's authorization protocol, in
+    which auth asks, and over its external processing protocol, in which other gateways ask.
     """
 
     def Explain(self, request, context):
@@ -73,8 +73,8 @@ def add_RoutingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RoutingService:
-    """Explains where calls go. The decisions themselves are made over Envoy's external processing
-    protocol, which this service speaks as well.
+    """Explains where calls go. The decisions themselves are made over Envoy's authorization protocol, in
+    which auth asks, and over its external processing protocol, in which other gateways ask.
     """
 
     @staticmethod

@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RoutingServiceStub:
-    """Explains where calls go. The decisions themselves are made over Envoy's external processing
-    protocol, which this service speaks as well.
+    """Explains where calls go. The decisions themselves are made over Envoy's authorization protocol, in
+    which auth asks, and over its external processing protocol, in which other gateways ask.
     """
 
     @_typing.overload
@@ -42,8 +42,8 @@ class RoutingServiceStub:
 
 @_typing.type_check_only
 class RoutingServiceAsyncStub(RoutingServiceStub):
-    """Explains where calls go. The decisions themselves are made over Envoy's external processing
-    protocol, which this service speaks as well.
+    """Explains where calls go. The decisions themselves are made over Envoy's authorization protocol, in
+    which auth asks, and over its external processing protocol, in which other gateways ask.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -53,8 +53,8 @@ class RoutingServiceAsyncStub(RoutingServiceStub):
     """
 
 class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Explains where calls go. The decisions themselves are made over Envoy's external processing
-    protocol, which this service speaks as well.
+    """Explains where calls go. The decisions themselves are made over Envoy's authorization protocol, in
+    which auth asks, and over its external processing protocol, in which other gateways ask.
     """
 
     @_abc_1.abstractmethod
