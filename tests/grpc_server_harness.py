@@ -208,13 +208,13 @@ class Running:
     def connections(self) -> list[Any]:
         return list(self.server._connections)
 
-    def event(self, name: str, timeout_s: float = 5.0) -> float:
+    def event(self, name: str, timeout_s: float = 15.0) -> float:
         """Waits until a handler has noted something; returns how many seconds that took."""
         begun = time.monotonic()
         self.until(lambda: name in self.service.events, timeout_s)
         return time.monotonic() - begun
 
-    def until(self, holds: Any, timeout_s: float = 5.0) -> None:
+    def until(self, holds: Any, timeout_s: float = 15.0) -> None:
         """Waits until something holds; fails where it does not."""
         end = time.monotonic() + timeout_s
         while not holds():
@@ -295,7 +295,7 @@ class Peer:
             if not rest:
                 return
 
-    def frame(self, timeout_s: float = 5.0) -> tuple[int, int, int, bytes] | None:
+    def frame(self, timeout_s: float = 15.0) -> tuple[int, int, int, bytes] | None:
         """Returns kind, flags, stream and payload of the next frame; None at the end."""
         self.sock.settimeout(timeout_s)
         while True:

@@ -245,7 +245,7 @@ class Node:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while True:
             result = condition()
             if await result if asyncio.iscoroutine(result) else result:

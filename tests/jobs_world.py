@@ -134,7 +134,7 @@ class Jobs:
 
     async def ended(self, batch_id: str) -> dict[str, Any]:
         """Waits until a batch is over."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 batch = await self.batch_now(batch_id)
                 if batch["status"] in ("completed", "failed", "cancelled", "expired"):

@@ -62,7 +62,7 @@ def serve(folder: Path, **settings: object) -> contextlib.AbstractAsyncContextMa
     return serving(ServiceSettings(drain_s=0, tls_dir=folder, **settings), no_app)
 
 
-async def check(address: str, folder: Path | None, peer: str, timeout_s: float = 2) -> None:
+async def check(address: str, folder: Path | None, peer: str, timeout_s: float = 15) -> None:
     """Asks for health; raises what the call fails with."""
     async with open_channel(address, peer, folder) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
@@ -79,7 +79,7 @@ async def refused(address: str, folder: Path | None, peer: str) -> bool:
     return False
 
 
-async def eventually(condition, limit_s: float = 5.0) -> None:
+async def eventually(condition, limit_s: float = 30.0) -> None:
     """Waits until an asynchronous condition holds."""
     deadline = asyncio.get_running_loop().time() + limit_s
     while not await condition():

@@ -66,8 +66,6 @@ class _Connection(asyncio.Protocol):
         self._decoder = HeaderDecoder(2 * _MAX_HEADER_BYTES)
         self._calls: dict[int, _Call] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._out: list[bytes] = []
-        self._has_sent = False
         self._rest = b""
         self._stream_id = -1
         self._received = 0
@@ -267,21 +265,9 @@ class _Connection(asyncio.Protocol):
             self._end(stream_id, None)
 
     def _send(self, data: bytes) -> None:
-        if self._has_sent:
-            self._out.append(data)
-            return
-        # The first leaves at once: it is answered while the asker does what else it has to do. What
-        # follows it in one turn of the loop leaves in one write.
-        self._has_sent = True
-        self._loop.call_soon(self._flush)
+        # What is sent in one turn of the loop leaves in one write: uvloop sees to that.
         if self._transport is not None:
             self._transport.write(data)
-
-    def _flush(self) -> None:
-        self._has_sent = False
-        out, self._out = self._out, []
-        if out and self._transport is not None:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
 
 class UnaryClient:

@@ -83,7 +83,6 @@ def _over_tcp(config: Config) -> None:
 PARTS: Mapping[str, Callable[[Config], None]] = {
     "nothing": lambda _: None,
     "ext_authz": _without_auth,
-    "ext_proc": _without("envoy.filters.http.ext_proc"),
     "front.lua": _without("envoy.filters.http.lua"),
     "grpc_field_extraction": _without("envoy.filters.http.grpc_field_extraction"),
     "identify": _without("infermesh.identify"),

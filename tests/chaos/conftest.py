@@ -14,7 +14,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         fleet = Fleet(tmp_path_factory.mktemp("chaos"), cut_off="node-4" if allowed else "")
         fleet.start()
         try:
-            wait(lambda: len(fleet.ready_nodes()) == 4, 30)
+            wait(lambda: len(fleet.ready_nodes()) == 4, 60)
             yield fleet
         finally:
             fleet.stop()

@@ -101,17 +101,19 @@ class Fleet:
 
     def ready_nodes(self) -> set[str]:
         reply = httpx.get(
-            f"{self.url}/mesh/v1/nodes", headers={"authorization": f"Bearer {self.key}"}
+            f"{self.url}/mesh/v1/nodes",
+            headers={"authorization": f"Bearer {self.key}"},
+            timeout=30,
         )
         nodes = reply.raise_for_status().json()["nodes"]
         return {node["node_id"] for node in nodes if node["state"] == "NODE_STATE_READY"}
 
     def start(self) -> None:
         self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._supervisor.start(), self._loop).result(60)
+        asyncio.run_coroutine_threadsafe(self._supervisor.start(), self._loop).result(100)
 
     def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._supervisor.stop(), self._loop).result(20)
+        asyncio.run_coroutine_threadsafe(self._supervisor.stop(), self._loop).result(60)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 

@@ -18,7 +18,7 @@ class Outcome:
     Attributes:
         began_s: When it was sent.
         ended_s: When its answer was complete, or failed.
-        first_s: When its first byte came; None for none.
+        first_s: When its first byte came, of its headers where it went well; None for none.
         is_stream: Whether it asked for a stream.
         node: Who answered; empty for nobody.
         failure: What went wrong; empty for nothing.
@@ -32,12 +32,21 @@ class Outcome:
     failure: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Event:
-    """Something that is done to the mesh at a time of the load."""
+    """Something that is done to the mesh at a time of the load.
+
+    Attributes:
+        at_s: When it is to be done.
+        act: What is done.
+        began_s: When it was begun: late where this process had to wait for its turn.
+        done_s: When it was done.
+    """
 
     at_s: float
     act: Callable[[], None]
+    began_s: float = 0.0
+    done_s: float = 0.0
 
 
 async def run(fleet: Fleet, rate: float, seconds: float, events: list[Event]) -> list[Outcome]:
@@ -56,7 +65,10 @@ async def run(fleet: Fleet, rate: float, seconds: float, events: list[Event]) ->
             at_s = number / rate
             await asyncio.sleep(max(0.0, began + at_s - time.monotonic()))
             while due and due[0].at_s <= at_s:
-                await loop.run_in_executor(None, due.pop(0).act)
+                event = due.pop(0)
+                event.began_s = time.monotonic() - began
+                await loop.run_in_executor(None, event.act)
+                event.done_s = time.monotonic() - began
             outcome = Outcome(time.monotonic() - began, number % 2 == 0)
             outcomes.append(outcome)
             tasks.create_task(_ask(http, outcome, began))
@@ -73,6 +85,8 @@ async def _ask(http: httpx.AsyncClient, outcome: Outcome, began: float) -> None:
     try:
         async with http.stream("POST", "/v1/chat/completions", json=body) as reply:
             outcome.node = reply.headers.get("x-mesh-node", "")
+            if reply.status_code == 200:
+                outcome.first_s = time.monotonic() - began
             async for piece in reply.aiter_raw():
                 if outcome.first_s is None:
                     outcome.first_s = time.monotonic() - began

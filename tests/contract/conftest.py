@@ -39,7 +39,7 @@ async def mesh() -> AsyncIterator[FakeMesh]:
 
 @pytest.fixture
 async def node(engine: FakeEngine, mesh: FakeMesh, tmp_path: Path) -> AsyncIterator[Node]:
-    async with running(engine.port, mesh.address, tmp_path, engine_idle_timeout_s=1) as node:
+    async with running(engine.port, mesh.address, tmp_path, engine_idle_timeout_s=3) as node:
         await until(node.is_serving)
         yield node
 

@@ -32,7 +32,7 @@ class Server:
     async def start(self) -> None:
         self.spawn()
         with redis.Redis.from_url(self.url) as client:
-            for _ in range(500):
+            for _ in range(3000):
                 try:
                     client.ping()
                     return

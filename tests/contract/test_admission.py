@@ -32,7 +32,7 @@ async def admit(one: Limited, key_id: str, request_id: str, **fields: Any) -> pb
     said = {"rpc": REST_CHAT, "model": MODEL, "prompt_bytes": 400, "max_tokens": 50} | fields
     stub = admission_service_pb2_grpc.AdmissionServiceStub(one.replica.channel)
     request = pb.AdmitCallRequest(key_id=key_id, request_id=request_id, **said)
-    return await stub.AdmitCall(request, timeout=5)  # type: ignore[no-any-return]
+    return await stub.AdmitCall(request, timeout=20)  # type: ignore[no-any-return]
 
 
 async def refused(one: Limited, key_id: str, **fields: Any) -> Any:
@@ -50,7 +50,7 @@ async def test_a_line_goes_with_what_a_callers_call_goes_with(auth: Limited) -> 
     await auth.set(key_id=key_id, concurrent_requests=5)
     sent = rest_headers(secret) | {"x-request-id": "own-1"}
     request = check_request(REST_CHAT, sent, rest={"model": MODEL, "prompt_bytes": 400})
-    reply = await auth.replica.authorization.Check(request, timeout=5)
+    reply = await auth.replica.authorization.Check(request, timeout=20)
     own = {each.header.key: each.header.value for each in reply.ok_response.headers}
     said = await admit(auth, key_id, "line-1")
     assert dict(said.headers) == own
@@ -100,7 +100,9 @@ async def test_a_limit_is_exact_for_lines_and_callers_together(
                 return False
             return True
 
-        admitted = await asyncio.gather(*map(ask, range(90)))
+        # One of each kind first: the race decides about the rest.
+        admitted = [await ask(0), await ask(1)]
+        admitted += await asyncio.gather(*map(ask, range(2, 90)))
         assert sum(admitted) == 30
         assert 0 < sum(admitted[::2]) < 30
         error = await refused(one, key_id)
@@ -146,9 +148,12 @@ async def test_who_leaves_before_the_answer_leaves_no_reservation(
     await asyncio.sleep(0.1)
     task.cancel()
     await asyncio.sleep(0.5)
-    uses = await auth.uses(key_id=key_id)
-    assert uses["tokens_per_minute"][0] == "0"
-    assert uses["concurrent_requests"][0] == "0"
+
+    async def nothing_is_left() -> bool:
+        uses = await auth.uses(key_id=key_id)
+        return uses["tokens_per_minute"][0] == uses["concurrent_requests"][0] == "0"
+
+    await becomes(nothing_is_left)
 
 
 async def test_a_batch_takes_of_its_keys_limits_what_it_took(

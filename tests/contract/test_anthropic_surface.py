@@ -150,7 +150,7 @@ async def test_hanging_up_reaches_the_engine(
     else:
         await until(lambda: engine.requests)
     call.cancel()
-    await asyncio.wait_for(engine.hung_up.wait(), 1)
+    await asyncio.wait_for(engine.hung_up.wait(), 10)
     await until(lambda: mesh.events)
     assert mesh.events[0].outcome == usage_pb2.OUTCOME_CANCELLED
 

@@ -44,7 +44,7 @@ class World:
     async def events(self, count: int, **filters: object) -> list[pb.AuditEvent]:
         """Returns the events, oldest first, once there are so many."""
         request = pb.ListAuditEventsRequest(oldest_first=True, page_size=1000, **filters)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while True:
                 found = list((await self.audit.ListAuditEvents(request)).events)
                 if len(found) >= count:

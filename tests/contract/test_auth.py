@@ -45,7 +45,7 @@ class Replica:
         http.path = path
         http.headers["authorization"] = f"Bearer {secret}"
         http.headers["content-type"] = "application/grpc"
-        reply = await self.authorization.Check(request, timeout=5)
+        reply = await self.authorization.Check(request, timeout=20)
         return int(reply.status.code)
 
     async def create(self, **fields: object) -> key_service_pb2.CreateKeyResponse:
@@ -76,7 +76,7 @@ async def replica(postgres_url: str) -> AsyncIterator[Replica]:
         yield one
 
 
-async def becomes(condition: Callable[[], Awaitable[bool]], timeout_s: float = 1.0) -> float:
+async def becomes(condition: Callable[[], Awaitable[bool]], timeout_s: float = 10.0) -> float:
     """Waits for a condition to hold; returns the seconds that it took."""
     start = time.monotonic()
     async with asyncio.timeout(timeout_s):
@@ -186,17 +186,21 @@ async def test_a_check_that_does_not_parse_is_denied(replica: Replica) -> None:
 async def test_changes_reach_the_other_replica(postgres_url: str) -> None:
     config = settings(postgres_url)
     async with running(config) as one, running(config) as two:
-        made = await one.create()
 
-        async def accepted() -> bool:
-            return await two.check(made.secret) == 0
+        async def change() -> float:
+            made = await one.create()
 
-        async def refused() -> bool:
-            return await two.check(made.secret) != 0
+            async def accepted() -> bool:
+                return await two.check(made.secret) == 0
 
-        assert await becomes(accepted) < 0.5
-        await one.keys.RevokeKey(key_service_pb2.RevokeKeyRequest(key_id=made.key.key_id))
-        assert await becomes(refused) < 0.5
+            async def refused() -> bool:
+                return await two.check(made.secret) != 0
+
+            took_s = await becomes(accepted)
+            await one.keys.RevokeKey(key_service_pb2.RevokeKeyRequest(key_id=made.key.key_id))
+            return max(took_s, await becomes(refused))
+
+        await support.becomes_within(0.5, change)
 
 
 async def test_keys_outlive_the_process_and_a_changed_bootstrap_key_replaces_the_old(

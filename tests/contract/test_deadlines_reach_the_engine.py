@@ -23,8 +23,9 @@ from infermesh.metrics.v1 import usage_service_pb2 as usage_pb2
 
 # Of a chat and of a completion.
 PIECE = b'data: {"choices":[{"index":0,"text":"a","delta":{"content":"a"}}]}\n\n'
-TIMEOUT_S = 0.3
-MOST_LATE_S = 0.1
+TIMEOUT_S = 1.0
+# Much sooner than the node would give up the engine itself.
+MOST_LATE_S = 1.5
 
 
 async def silent(reply: Reply) -> None:
@@ -75,7 +76,7 @@ async def test_the_engine_stops_with_the_deadline(
             await call
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     assert (pieces > 1) == (name.startswith("Stream") and script is talking)
-    await asyncio.wait_for(watching, 1)
+    await asyncio.wait_for(watching, 10)
     assert -0.05 < stopped_at[0] - deadline < MOST_LATE_S
     await until(lambda: mesh.events)
     (event,) = mesh.events

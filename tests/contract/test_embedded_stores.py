@@ -63,7 +63,7 @@ async def test_data_survives_kill_9_and_secrets_are_private(tmp_path, free_port)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         await connection.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not all(
                 s.state is PartState.READY and s.pid not in pids
                 for s in supervisor.states().values()
@@ -77,7 +77,7 @@ async def test_data_survives_kill_9_and_secrets_are_private(tmp_path, free_port)
     finally:
         began = time.monotonic()
         await supervisor.stop()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 15
 
 
 def test_both_die_with_a_parent_that_is_killed(tmp_path, free_port):
@@ -108,5 +108,5 @@ asyncio.run(main())
     assert len(children) > 2  # PostgreSQL has processes of its own
     parent.kill()
     parent.communicate()
-    _, alive = psutil.wait_procs(children, timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=20)
     assert [p for p in alive if p.status() != psutil.STATUS_ZOMBIE] == []

@@ -163,14 +163,14 @@ async def test_a_handler_aborts(channel: grpc.aio.Channel, details: str) -> None
 @pytest.mark.parametrize("what", ["name", "value", "type", "number"])
 async def test_trailers_that_cannot_be_sent(channel: grpc.aio.Channel, what: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await channel.unary_unary("/t.S/AbortsBadly")(what.encode(), timeout=5)
+        await channel.unary_unary("/t.S/AbortsBadly")(what.encode(), timeout=20)
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert "cannot be sent" in (caught.value.details() or "")
 
 
 async def test_details_that_are_no_unicode(channel: grpc.aio.Channel) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await channel.unary_unary("/t.S/AbortsBadly")(b"details", timeout=5)
+        await channel.unary_unary("/t.S/AbortsBadly")(b"details", timeout=20)
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
     assert caught.value.details() == "half a pair: ?"
 
@@ -180,7 +180,7 @@ async def test_a_handler_that_fails(
     channel: grpc.aio.Channel, server: Running, method: str
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await channel.unary_unary(f"/t.S/{method}")(b"secret", timeout=5)
+        await channel.unary_unary(f"/t.S/{method}")(b"secret", timeout=20)
     assert caught.value.code() is grpc.StatusCode.UNKNOWN
     assert "secret" not in (caught.value.details() or "")
 
@@ -292,7 +292,7 @@ async def test_a_plain_handler_answers_later(
     channel: grpc.aio.Channel, later: Later, request_: bytes
 ) -> None:
     call = channel.unary_unary("/t.Later/Answer")
-    assert await asyncio.gather(*(call(request_, timeout=5) for _ in range(20))) == [request_] * 20
+    assert await asyncio.gather(*(call(request_, timeout=20) for _ in range(20))) == [request_] * 20
 
 
 @pytest.mark.parametrize("how", [b"fails", b"is cancelled"])
@@ -300,7 +300,7 @@ async def test_a_plain_handler_fails_later(
     channel: grpc.aio.Channel, later: Later, how: bytes
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await channel.unary_unary("/t.Later/Answer")(how, timeout=5)
+        await channel.unary_unary("/t.Later/Answer")(how, timeout=20)
     assert caught.value.code() is grpc.StatusCode.UNKNOWN
     assert "secret" not in (caught.value.details() or "")
 
@@ -313,8 +313,8 @@ async def test_a_caller_leaves_before_a_plain_handler_has_answered(
     task = asyncio.ensure_future(waiting)
     await asyncio.to_thread(server.until, lambda: later.open)
     task.cancel()
-    assert await call(b"later", timeout=5) == b"later"
+    assert await call(b"later", timeout=20) == b"later"
     # The answer that nobody waits for any more is let go.
     loop = later.open[0].get_loop()
     loop.call_soon_threadsafe(later.open[0].set_result, b"too late")
-    assert await call(b"later", timeout=5) == b"later"
+    assert await call(b"later", timeout=20) == b"later"

@@ -41,7 +41,7 @@ async def test_a_deadline_ends_the_handler(server: Running, method: str) -> None
         begun = time.monotonic()
         trailers, _ = peer.answer(stream_id)
         assert trailers["grpc-status"] == "4"
-        assert 0.04 < time.monotonic() - begun < 1
+        assert 0.04 < time.monotonic() - begun < 10
     server.event("cancelled" if method == "Waits" else "stream closed")
     server.until(lambda: not server.shared().leaving)
 
@@ -63,12 +63,12 @@ def test_a_deadline_ends_an_answer_that_nobody_reads(server: Running) -> None:
 
 def test_a_deadline_counts_from_the_headers(server: Running) -> None:
     with Peer(server.port) as peer:
-        stream_id = peer.open("Waits", (b"grpc-timeout", b"300m"))
-        time.sleep(0.25)
+        stream_id = peer.open("Waits", (b"grpc-timeout", b"4000m"))
+        time.sleep(3)
         peer.data(stream_id, wire.framed(b""), wire.END_STREAM)
         begun = time.monotonic()
         assert peer.answer(stream_id)[0]["grpc-status"] == "4"
-        assert time.monotonic() - begun < 0.2
+        assert time.monotonic() - begun < 3
 
 
 async def test_cancelling_reaches_a_unary_handler(server: Running) -> None:
@@ -77,7 +77,7 @@ async def test_cancelling_reaches_a_unary_handler(server: Running) -> None:
         waiting = asyncio.ensure_future(call)
         await asyncio.to_thread(server.event, "waits")
         call.cancel()
-        assert await asyncio.to_thread(server.event, "cancelled") < 0.1
+        assert await asyncio.to_thread(server.event, "cancelled") < 4
     assert server.service.events[-2:] == ["done True", "cancelled"]
     assert waiting.cancelled()
 
@@ -88,7 +88,7 @@ async def test_cancelling_reaches_a_stream(server: Running, request_: bytes) -> 
         call = channel.unary_stream("/t.S/WaitsInStream")(request_)
         assert await call.read() == b"first"
         call.cancel()
-        assert await asyncio.to_thread(server.event, "stream closed") < 0.1
+        assert await asyncio.to_thread(server.event, "stream closed") < 4
     server.until(lambda: not server.shared().leaving and not server.shared().calls)
 
 
@@ -106,7 +106,7 @@ def test_a_generator_that_somebody_keeps_is_closed_all_the_same(server: Running)
         peer.wait(wire.DATA, stream_id)
         server.until(lambda: server.connections()[0]._waiting)
         peer.send(wire.reset_frame(stream_id, wire.CANCEL))
-        assert server.event("stream closed") < 1
+        assert server.event("stream closed") < 4
 
 
 async def test_a_connection_that_breaks_ends_its_calls(server: Running) -> None:
@@ -154,10 +154,10 @@ async def test_running_calls_finish_in_the_grace(server: Running) -> None:
         await asyncio.to_thread(server.until, lambda: server.service.events.count("waits") == 5)
         begun = time.monotonic()
         await asyncio.to_thread(server.stop, 10)
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 8
         assert await asyncio.gather(*waiting) == [b"0.3"] * 5
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await channel.unary_unary("/t.S/Echo")(b"", timeout=5)
+            await channel.unary_unary("/t.S/Echo")(b"", timeout=20)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -172,7 +172,7 @@ async def test_calls_that_do_not_finish_are_unavailable(
         await asyncio.to_thread(server.event, "waits")
         begun = time.monotonic()
         await asyncio.to_thread(server.stop, grace)
-        assert time.monotonic() - begun < 1.5
+        assert time.monotonic() - begun < 10
         assert await unary is grpc.StatusCode.UNAVAILABLE
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stream.read()
@@ -230,7 +230,7 @@ def test_a_peer_that_does_not_answer_the_last_ping(server: Running) -> None:
         assert peer.answer(peer.call("Echo", b""))
         begun = time.monotonic()
         server.stop(10)
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 8
         assert peer.goaway() == wire.NO_ERROR
 
 
@@ -243,7 +243,7 @@ def test_a_peer_that_does_not_read_does_not_keep_the_server_from_stopping(
         server.until(lambda: any(c.is_paused for c in server.connections()))
         begun = time.monotonic()
         server.stop(0.2)
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - begun < 15
         assert not server.connections()
 
 
@@ -257,7 +257,7 @@ async def test_a_thousand_calls_at_a_time(server: Running) -> None:
         answers = await asyncio.gather(*(call(b"0.5") for _ in range(1_000)))
         assert answers == [b"0.5"] * 1_000
         assert server.service.events.count("waits") == 1_000
-        assert time.monotonic() - begun < 20
+        assert time.monotonic() - begun < 60
 
 
 async def test_calls_over_the_limit_of_a_connection_wait_or_are_refused() -> None:
@@ -266,8 +266,8 @@ async def test_calls_over_the_limit_of_a_connection_wait_or_are_refused() -> Non
             call = channel.unary_unary("/t.S/Waits")
             assert await asyncio.gather(*(call(b"0.02") for _ in range(20))) == [b"0.02"] * 20
         with Peer(server.port) as peer:
-            first = [peer.call("Waits", b"0.3") for _ in range(5)]
-            assert peer.reset(peer.call("Waits", b"0.3")) == wire.REFUSED_STREAM
+            first = [peer.call("Waits", b"1.5") for _ in range(5)]
+            assert peer.reset(peer.call("Waits", b"1.5")) == wire.REFUSED_STREAM
             for stream_id in first:
                 assert peer.answer(stream_id)[0]["grpc-status"] == "0"
                 break
@@ -282,7 +282,7 @@ async def test_who_reads_slowly_holds_up_nobody(server: Running) -> None:
         for _ in range(100):
             begun = time.monotonic()
             assert await channel.unary_unary("/t.S/Echo")(b"quick") == b"quick"
-            assert time.monotonic() - begun < 3
+            assert time.monotonic() - begun < 20
         assert _memory() - before < 50 * MIB
         got = 1
         while (message := await slow.read()) is not grpc.aio.EOF:

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import grpc
 import orjson
@@ -26,7 +27,7 @@ from inference_node import (
 )
 from infermesh.inference.v1 import inference_service_pb2 as pb
 from infermesh.metrics.v1 import usage_service_pb2 as usage_pb2
-from services.kit.errors import from_rpc_error
+from services.kit.errors import MeshError, from_rpc_error
 
 
 @pytest.mark.parametrize(
@@ -135,23 +136,34 @@ async def test_a_stream_that_breaks_says_so_in_its_own_words(
     assert mesh.events[0].outcome == usage_pb2.OUTCOME_FAILED
 
 
+async def cut_off(call: Any, heard: asyncio.Event) -> tuple[bytes, MeshError]:
+    """Reads a stream that fails; its engine goes on once the first piece has been heard."""
+    received = b""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for message in call:
+            received += getattr(message, "data", b"")
+            heard.set()
+    error = from_rpc_error(caught.value)
+    assert error is not None
+    return received, error
+
+
 async def test_done_after_an_error_is_no_success(node: Node, engine: FakeEngine) -> None:
     error = b'data: {"error":{"code":500,"message":"out of memory"}}\n\n'
+
+    heard = asyncio.Event()
 
     async def fail(reply: Reply) -> None:
         await reply.start()
         await reply.send(HELLO)
-        await asyncio.sleep(0.05)
+        await heard.wait()
         await reply.send(error + DONE)
         await reply.end()
 
     engine.script = fail
-    received = b""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        async for message in node.chat(stream=True):
-            received += message.data
+    received, failure = await cut_off(node.chat(stream=True), heard)
     assert received == HELLO + error
-    assert from_rpc_error(caught.value).message == "out of memory"
+    assert failure.message == "out of memory"
     assert (await refusal(node.chat()))[0] == "ENGINE_FAILED"
 
 
@@ -161,7 +173,7 @@ async def test_silence_is_a_timeout(node: Node, engine: FakeEngine) -> None:
 
     engine.script = silence
     assert (await refusal(node.chat()))[0] == "ENGINE_TIMEOUT"
-    await asyncio.wait_for(engine.hung_up.wait(), 1)
+    await asyncio.wait_for(engine.hung_up.wait(), 10)
 
 
 async def test_silence_in_the_middle_ends_the_stream(
@@ -182,7 +194,7 @@ async def test_silence_in_the_middle_ends_the_stream(
     assert from_rpc_error(caught.value).reason_name == "ENGINE_TIMEOUT"
     assert received.startswith(HELLO)
     assert b'"code":"engine_timeout"' in received
-    await asyncio.wait_for(engine.hung_up.wait(), 1)
+    await asyncio.wait_for(engine.hung_up.wait(), 10)
     await until(lambda: mesh.events)
     assert mesh.events[0].outcome == usage_pb2.OUTCOME_FAILED
 
@@ -197,25 +209,27 @@ async def test_done_without_a_reason_is_no_success(
     if spaced:
         hello, last = (e.replace(b'":', b'": ') for e in (HELLO, LAST))
 
+    heard = asyncio.Event()
+
     async def stop(reply: Reply) -> None:
         await reply.start()
         await reply.send(hello)
-        await asyncio.sleep(0.02)
+        await heard.wait()
         await reply.send(DONE)
         await reply.end()
 
-    engine.script = stop
     async with running(engine.port, mesh.address, tmp_path, engine=dialect) as node:
         await until(node.is_serving)
-        received = b""
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async for message in node.chat(metadata=caller("cut"), stream=True):
-                received += message.data
-        assert from_rpc_error(caught.value).reason_name == "ENGINE_FAILED"
+        engine.script = stop
+        call = node.chat(metadata=caller("cut"), stream=True)
+        received, failure = await cut_off(call, heard)
+        assert failure.reason_name == "ENGINE_FAILED"
         assert b'"code":"engine_failed"' in received
         assert DONE not in received
+        heard.clear()
         request = pb.StreamChatRequest(chat=typed_chat())
-        assert (await refusal(node.typed.StreamChat(request)))[0] == "ENGINE_FAILED"
+        _, failure = await cut_off(node.typed.StreamChat(request), heard)
+        assert failure.reason_name == "ENGINE_FAILED"
         await until(lambda: mesh.events)
         assert mesh.events[0].outcome == usage_pb2.OUTCOME_FAILED
         # The same with a reason is an answer.

@@ -92,7 +92,7 @@ async def test_it_says_goodbye_after_its_streams(
     async def slow(reply: Reply) -> None:
         await reply.start()
         await reply.send(ROLE + HELLO)
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1.5)
         await reply.send(LAST + USAGE + DONE)
         await reply.end()
 
@@ -101,7 +101,7 @@ async def test_it_says_goodbye_after_its_streams(
     address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def serve() -> None:
-        async with running(engine.port, mesh.address, tmp_path) as node:
+        async with running(engine.port, mesh.address, tmp_path, drain_s=10) as node:
             address.set_result(node.address)
             await stop.wait()
 

@@ -128,7 +128,7 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(
         tasks.append(ask(node, "waits")[1])
         await until(lambda: mesh.reports and mesh.reports[-1].load.queued == 3)
         for call in (node.chat(), node.chat(stream=True), node.typed.Chat(typed_chat())):
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(10):
                 with pytest.raises(grpc.aio.AioRpcError) as caught:
                     await (call if not hasattr(call, "read") else call.read())
             assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -151,7 +151,7 @@ async def test_nobody_waits_for_ever(
 ) -> None:
     async with narrow(engine, mesh, tmp_path, max_queue_wait_s=0.3) as node:
         tasks = await fill(node, engine)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(20):
             assert (await refusal(node.chat()))[0] == "OVERLOADED"
         gate.open(2)
         await asyncio.gather(*tasks)
@@ -181,7 +181,7 @@ async def test_an_engine_that_dies_sends_its_queue_elsewhere(
         waiting = [ask(node, str(n))[1] for n in range(3)]
         await until(lambda: mesh.reports and mesh.reports[-1].load.queued == 5)
         await engine.stop()
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(20):
             results = await asyncio.gather(*running_ones, *waiting, return_exceptions=True)
         assert {r.code() for r in results} == {grpc.StatusCode.UNAVAILABLE}
         await engine.start()

@@ -393,7 +393,7 @@ async def test_what_has_not_begun_runs_after_a_restart(
 async def test_a_batch_out_of_time_ends(
     service: Jobs, engine: FakeEngine, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "WINDOW_S", 1)
+    monkeypatch.setattr(store, "WINDOW_S", 3)
 
     async def endless(reply: Any) -> None:
         await reply.start()

@@ -22,7 +22,7 @@ from infermesh.metrics.v1 import (
     usage_service_pb2_grpc,
 )
 from services.kit import headers
-from support import free_port
+from support import becomes_within, free_port
 from unit.auth.auth_samples import REST_CHAT, check_request, rest_headers
 
 MODEL = "smollm2-135m"
@@ -98,12 +98,12 @@ class Limited:
         request_id = request_id or f"{id(self)}-{self._number}"
         sent = rest_headers(secret) | {"x-request-id": request_id}
         request = check_request(REST_CHAT, sent, rest=said)
-        reply = await self.replica.authorization.Check(request, timeout=5)
+        reply = await self.replica.authorization.Check(request, timeout=20)
         return Answer(request_id, reply)
 
     async def uses(self, **scope: str) -> dict[str, tuple[str, str]]:
         request = pb.GetLimitStateRequest(scope=pb.LimitScope(**scope))
-        state = await self.limits.GetLimitState(request, timeout=5)
+        state = await self.limits.GetLimitState(request, timeout=20)
         return {each.limit: (each.used, each.reserved) for each in state.uses}
 
     async def end(self, *request_ids: str, host: bool = True) -> None:
@@ -121,13 +121,13 @@ class Limited:
             yield message
 
         stub = als_pb2_grpc.AccessLogServiceStub(self.replica.channel)
-        await stub.StreamAccessLogs(messages(), timeout=5)
+        await stub.StreamAccessLogs(messages(), timeout=20)
 
     async def settle(self, request_id: str, tokens: int, *totals: pb.ScopeTotal) -> None:
         request = pb.SettleUsageRequest(
             settlements=[pb.Settlement(request_id=request_id, tokens=tokens)], totals=totals
         )
-        await self.limits.SettleUsage(request, timeout=5)
+        await self.limits.SettleUsage(request, timeout=20)
 
 
 class Answer:
@@ -301,7 +301,7 @@ async def test_envoys_streams_end_with_the_process(postgres_url: str, redis_url:
         await stop.wait()
 
     async with contextlib.AsyncExitStack() as stack:
-        async with limited(postgres_url, redis_url, drain_s="5") as auth:
+        async with limited(postgres_url, redis_url, drain_s="20") as auth:
             # Envoy's own, which outlives the replica.
             channel = grpc.aio.insecure_channel(auth.replica.address)
             await stack.enter_async_context(channel)
@@ -310,7 +310,8 @@ async def test_envoys_streams_end_with_the_process(postgres_url: str, redis_url:
             assert key_id
             began = time.monotonic()
             stream = asyncio.ensure_future(call)
-        assert time.monotonic() - began < 3
+        # It did not wait for the stream to end by itself, which is the drain's 20 s.
+        assert time.monotonic() - began < 15
         assert isinstance(await stream, als_pb2.StreamAccessLogsResponse)
         stop.set()
 
@@ -354,7 +355,7 @@ async def test_a_day_and_a_month_are_the_ledgers(auth: Limited, metrics: FakeMet
             "usd_per_month"
         ][1] not in ("0.00", "0")
 
-    await becomes(has_prices, 3)
+    await becomes(has_prices, 20)
     admitted = 0
     for _ in range(10):
         admitted += (await auth.check(other)).is_admitted
@@ -463,37 +464,45 @@ async def test_three_replicas_limit_as_one_and_follow_changes(
         limited(postgres_url, redis_url) as three,
     ):
         replicas = (one, two, three)
-        key_id, secret = await one.key(tenant="three")
 
-        async def all_know() -> bool:
-            answers = [(await each.check(secret)).is_admitted for each in replicas]
-            return all(answers)
+        async def change() -> float:
+            took_s = []
+            key_id, secret = await one.key(tenant="three")
 
-        await becomes(all_know)
-        await one.set(key_id=key_id, requests_per_minute=30)
+            async def all_know() -> bool:
+                answers = [(await each.check(secret)).is_admitted for each in replicas]
+                return all(answers)
 
-        async def all_limit() -> bool:
-            answers = [await each.check(secret) for each in replicas]
-            return all("x-ratelimit-limit-requests" in each.headers for each in answers)
+            await becomes(all_know)
+            await one.set(key_id=key_id, requests_per_minute=30)
 
-        assert await becomes(all_limit) < 1.0
-        answers = await asyncio.gather(
-            *(each.check(secret) for _ in range(30) for each in replicas)
-        )
-        uses = await two.uses(key_id=key_id)
-        assert uses["requests_per_minute"][0] == "30"
-        assert sum(each.is_admitted for each in answers) <= 30
-        # A wider limit lets calls in again everywhere, none at all after it is gone.
-        await three.set(key_id=key_id, requests_per_minute=1000)
+            async def all_limit() -> bool:
+                answers = [await each.check(secret) for each in replicas]
+                return all("x-ratelimit-limit-requests" in each.headers for each in answers)
 
-        async def all_admit() -> bool:
-            return all([(await each.check(secret)).is_admitted for each in replicas])
+            took_s.append(await becomes(all_limit))
+            answers = await asyncio.gather(
+                *(each.check(secret) for _ in range(30) for each in replicas)
+            )
+            uses = await two.uses(key_id=key_id)
+            assert uses["requests_per_minute"][0] == "30"
+            assert sum(each.is_admitted for each in answers) <= 30
+            # A wider limit lets calls in again everywhere, none at all after it is gone.
+            await three.set(key_id=key_id, requests_per_minute=1000)
 
-        assert await becomes(all_admit) < 1.0
-        await two.limits.DeleteLimits(pb.DeleteLimitsRequest(scope=pb.LimitScope(key_id=key_id)))
+            async def all_admit() -> bool:
+                return all([(await each.check(secret)).is_admitted for each in replicas])
 
-        async def none_limits() -> bool:
-            answers = [await each.check(secret) for each in replicas]
-            return all(each.headers == {} for each in answers)
+            took_s.append(await becomes(all_admit))
+            await two.limits.DeleteLimits(
+                pb.DeleteLimitsRequest(scope=pb.LimitScope(key_id=key_id))
+            )
 
-        assert await becomes(none_limits) < 1.0
+            async def none_limits() -> bool:
+                answers = [await each.check(secret) for each in replicas]
+                return all(each.headers == {} for each in answers)
+
+            took_s.append(await becomes(none_limits))
+            return max(took_s)
+
+        await becomes_within(1.0, change)

@@ -20,7 +20,7 @@ async def no_app(server: grpc.aio.Server, health: Health) -> AsyncIterator[Seque
 async def ask(address: str) -> int:
     async with grpc.aio.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        return (await stub.Check(health_pb2.HealthCheckRequest(), timeout=5)).status
+        return (await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)).status
 
 
 async def test_a_service_answers_on_both_and_clears_up(tmp_path: Path) -> None:

@@ -341,7 +341,7 @@ async def test_a_spool_brings_each_event_once_across_a_restart(
                 spool.finish(event(f"spool-{n}"))
             await asyncio.sleep(0.3)
             current = await stack.enter_async_context(_sender(settings))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(40):
                 # The other replica's database is what is watched: nothing here can wake the test.
                 while (await totals(usage))[0].request_count < 120:
                     await asyncio.sleep(0.05)
@@ -392,7 +392,7 @@ async def test_the_health_of_the_mesh(postgres_url: str, address: str) -> None:
         answer = await stub.GetMeshHealth(metrics_pb.GetMeshHealthRequest())
     gone, here = answer.services
     assert (here.name, here.serving, here.detail) == ("here", True, "SERVING")
-    assert 0 < here.latency_ms < 1000
+    assert 0 < here.latency_ms < 20_000
     assert (gone.name, gone.serving) == ("gone", False)
     assert gone.detail
     assert not gone.HasField("latency_ms")

@@ -116,7 +116,7 @@ async def test_an_operator_who_hangs_up_stops_the_command(registry: Registry) ->
     # What the node still says of it is passed over.
     await node.write(model_progress(command, "late", done=True))
     await node.write(report(running=7))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while (await registry.nodes.GetNode(pb.GetNodeRequest(node_id="a"))).load.running != 7:
             await asyncio.sleep(0.01)
 
@@ -176,7 +176,7 @@ async def test_labels_tier_and_prices_outlive_the_registry(
     served.base_model, served.input_price, served.output_price = "base", 0.5, 0
     await attach(registry, message, report())
     await registry.wait_for("a", resources_pb2.NODE_STATE_READY)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.4)
     async with running(postgres_url) as restarted:
         node = await restarted.nodes.GetNode(pb.GetNodeRequest(node_id="a"))
         assert (dict(node.labels), node.tier) == ({"zone": "rack-1"}, 2)

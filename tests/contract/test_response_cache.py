@@ -187,10 +187,12 @@ async def test_many_at_once_are_one(node: Node, engine: FakeEngine, stream: bool
 
 
 async def test_who_waits_takes_over_from_one_who_left(node: Node, engine: FakeEngine) -> None:
+    go_on = asyncio.Event()
+
     async def slowly(reply: Reply) -> None:
         await reply.start()
         await reply.send(HELLO)
-        await asyncio.sleep(0.2)
+        await go_on.wait()
         await reply.send(LAST + DONE)
         await reply.end()
 
@@ -200,6 +202,8 @@ async def test_who_waits_takes_over_from_one_who_left(node: Node, engine: FakeEn
     others = [asyncio.create_task(ask(node, stream=True)) for _ in range(3)]
     await asyncio.sleep(0.05)
     first.cancel()
+    await until(lambda: len(engine.requests) == 2)
+    go_on.set()
     answers = await asyncio.gather(*others)
     assert sorted(said for _, said in answers) == ["hit", "hit", "miss"]
     assert len(engine.requests) == 2
@@ -207,7 +211,7 @@ async def test_who_waits_takes_over_from_one_who_left(node: Node, engine: FakeEn
 
 async def test_who_waits_too_long_goes_too(keeping: Node, engine: FakeEngine) -> None:
     async def slowly(reply: Reply) -> None:
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(1.5)
         await reply.stream(HELLO, LAST, DONE)
 
     engine.script = slowly

@@ -137,7 +137,8 @@ async def test_all_of_those_who_wait_hang_up(node: Node, engine: FakeEngine) -> 
     for call in calls:
         call.cancel()
     await asyncio.gather(*reading, return_exceptions=True)
-    await asyncio.wait_for(engine.hung_up.wait(), 1)
+    # Sooner than the node would give up the engine itself.
+    await asyncio.wait_for(engine.hung_up.wait(), 2)
     slow.go_on.set()
     assert [(await ask(node, stream=True))[1] for _ in range(2)] == ["miss", "hit"]
 

@@ -93,7 +93,7 @@ async def node(engine: FakeEngine, mesh: FakeMesh, tmp_path: Path) -> AsyncItera
         semantic_cache_models="m",
         semantic_cache_embedding_model="vectors",
         semantic_cache_threshold=0.96,
-        semantic_cache_timeout_ms=200,
+        semantic_cache_timeout_ms=1500,
     ) as node:
         await until(node.is_serving)
         yield node

@@ -95,7 +95,7 @@ async def test_time_is_kept_on_a_real_loop(engines: tuple[list[str], list[Api]])
         await http.post("/v1/chat/completions", json={**_CHAT, "max_tokens": 61})
         spent = time.monotonic() - began
     # A thousand tokens of prompt and sixty steps; a busy machine may take longer, never shorter.
-    assert 0.31 < spent < 3.0
+    assert 0.31 < spent < 20.0
 
 
 async def test_a_closed_connection_frees_its_slot(
@@ -109,7 +109,7 @@ async def test_a_closed_connection_frees_its_slot(
             async for _ in answer.aiter_bytes():
                 break
             assert api.engine.running == 1
-        for _ in range(100):
+        for _ in range(1000):
             if not api.engine.running:
                 break
             await asyncio.sleep(0.01)

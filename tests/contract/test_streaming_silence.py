@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -36,12 +37,14 @@ from jobs_world import jobs
 from services.kit.errors import from_rpc_error
 
 _COMMENT = b": keep-alive\n\n"
+PREFILL_S = 0.8
+"""Several comments long, and far from being given up."""
 
 
 @pytest.fixture
 async def patient(engine: FakeEngine, mesh: FakeMesh, tmp_path: Path) -> AsyncIterator[Node]:
     async with running(
-        engine.port, mesh.address, tmp_path, keepalive_s=0.1, engine_idle_timeout_s=0.75
+        engine.port, mesh.address, tmp_path, keepalive_s=0.1, engine_idle_timeout_s=3
     ) as node:
         await until(node.is_serving)
         yield node
@@ -49,7 +52,7 @@ async def patient(engine: FakeEngine, mesh: FakeMesh, tmp_path: Path) -> AsyncIt
 
 @pytest.fixture
 async def hasty(engine: FakeEngine, mesh: FakeMesh, tmp_path: Path) -> AsyncIterator[Node]:
-    async with running(engine.port, mesh.address, tmp_path, engine_total_timeout_s=0.4) as node:
+    async with running(engine.port, mesh.address, tmp_path, engine_total_timeout_s=1.5) as node:
         await until(node.is_serving)
         yield node
 
@@ -71,18 +74,20 @@ async def test_a_long_prefill_is_bridged_by_comments(
     async def prefill(reply: Reply) -> None:
         if has_head:
             await reply.start()
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(PREFILL_S)
         if not has_head:
             await reply.start()
         await reply.send(ANSWER)
         await reply.end()
 
     engine.script = prefill
+    began = time.monotonic()
     messages = [message async for message in patient.chat(stream=True)]
     assert messages[0].content_type == "text/event-stream"
     received = text_of(messages)
     comments = received.count(_COMMENT)
-    assert 2 <= comments <= 4
+    # One each tenth of a second, as far as this process had its turn.
+    assert 2 <= comments <= 10 * (time.monotonic() - began) + 1
     # They are no part of the answer, and not in the middle of it.
     assert received == _COMMENT * comments + DIRECT
 
@@ -113,7 +118,7 @@ async def test_what_fails_after_a_comment_says_so_in_the_stream(
     patient: Node, engine: FakeEngine, mesh: FakeMesh, status: int, code: str
 ) -> None:
     async def refuse(reply: Reply) -> None:
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(PREFILL_S)
         await reply.json({"error": {"code": status, "message": "no"}}, status)
 
     engine.script = refuse
@@ -138,7 +143,7 @@ async def test_an_engine_that_falls_silent_for_good_ends_the_comments(
     assert received.startswith(_COMMENT)
     assert received.count(b"data: ") == 1
     assert b'"code":"engine_timeout"' in received
-    await asyncio.wait_for(engine.hung_up.wait(), 1)
+    await asyncio.wait_for(engine.hung_up.wait(), 10)
 
 
 async def test_a_caller_who_leaves_during_comments_stops_the_engine(
@@ -151,7 +156,7 @@ async def test_a_caller_who_leaves_during_comments_stops_the_engine(
     call = patient.chat(metadata=caller("left"), stream=True)
     assert (await call.read()).data == _COMMENT
     call.cancel()
-    await asyncio.wait_for(engine.hung_up.wait(), 0.5)
+    await asyncio.wait_for(engine.hung_up.wait(), 2)
     await until(lambda: mesh.events)
     assert mesh.events[0].outcome == usage_pb2.OUTCOME_CANCELLED
 
@@ -162,7 +167,7 @@ async def test_an_engine_that_cannot_stream_after_all_is_an_event(
     answer = {"choices": [{"finish_reason": "stop", "index": 0, "message": {"content": "hi"}}]}
 
     async def whole(reply: Reply) -> None:
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(PREFILL_S)
         await reply.json(answer)
 
     engine.script = whole
@@ -194,7 +199,7 @@ async def test_an_answer_over_time_ends_in_every_form(
         pb.StreamChatRequest(chat=typed_chat()), metadata=caller("typed")
     )
     assert (await refusal(typed))[0] == "ENGINE_TIMEOUT"
-    assert asyncio.get_running_loop().time() - began < 3
+    assert asyncio.get_running_loop().time() - began < 15
     await until(lambda: len(mesh.events) == 3)
     assert {e.outcome for e in mesh.events} == {usage_pb2.OUTCOME_FAILED}
     assert all(not e.HasField("completion_tokens") for e in mesh.events)
@@ -223,7 +228,7 @@ async def test_anthropics_callers_are_pinged(
     patient: Node, engine: FakeEngine, fails: bool
 ) -> None:
     async def prefill(reply: Reply) -> None:
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(PREFILL_S)
         if fails:
             await reply.json({"error": {"code": 400, "message": "no"}}, 400)
         else:
@@ -254,7 +259,7 @@ async def test_comments_reach_callers_of_responses(
 ) -> None:
     async def slow(reply: Reply) -> None:
         await reply.start()
-        await asyncio.sleep(0.35)
+        await asyncio.sleep(PREFILL_S)
         if fails:
             reply.break_off()
             return

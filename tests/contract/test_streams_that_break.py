@@ -32,6 +32,8 @@ from services.kit.errors import from_rpc_error
 
 TEXT = b'data: {"id":"c","choices":[{"index":0,"text":"hello","finish_reason":null}]}\n\n'
 MESSAGES = [{"role": "user", "content": "hi"}]
+PAUSE_S = 0.4
+"""Until then what was sent has been read, on a busy machine too."""
 
 
 def begun(reply: Reply) -> bytes:
@@ -43,14 +45,14 @@ def begun(reply: Reply) -> bytes:
 async def breaks_off(reply: Reply) -> None:
     await reply.start()
     await reply.send(begun(reply))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(PAUSE_S)
     reply.break_off()
 
 
 async def says_that_it_failed(reply: Reply) -> None:
     await reply.start()
     await reply.send(begun(reply))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(PAUSE_S)
     # As llama.cpp does; some say that they are done, too.
     await reply.send(b'data: {"error":{"code":500,"message":"out of memory"}}\n\n' + DONE)
     await reply.end()
@@ -71,7 +73,7 @@ async def has_no_end(reply: Reply) -> None:
 
 @pytest.fixture
 async def short(engine: FakeEngine, mesh: FakeMesh, tmp_path: Path) -> AsyncIterator[Node]:
-    limits = {"engine_idle_timeout_s": 0.6, "engine_total_timeout_s": 1.2}
+    limits = {"engine_idle_timeout_s": 2, "engine_total_timeout_s": 4}
     async with running(engine.port, mesh.address, tmp_path, max_in_flight=32, **limits) as node:
         await until(node.is_serving)
         yield node

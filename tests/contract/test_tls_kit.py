@@ -68,7 +68,7 @@ async def test_nodes_and_whoever_is_unknown_are_not(world: World, tmp_path: Path
         async with channel:
             with pytest.raises(grpc.aio.AioRpcError):
                 await health_pb2_grpc.HealthStub(channel).Check(
-                    health_pb2.HealthCheckRequest(), timeout=2
+                    health_pb2.HealthCheckRequest(), timeout=15
                 )
         await check(address, world.issue(tls.ENVOY), AUTH)
 
@@ -148,7 +148,7 @@ async def renewed(world: World) -> None:
             nonlocal calls
             while True:
                 try:
-                    await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
+                    await stub.Check(health_pb2.HealthCheckRequest(), timeout=15)
                     calls += 1
                 except grpc.aio.AioRpcError as error:
                     failed.append(error)
@@ -170,10 +170,10 @@ async def renewed(world: World) -> None:
         for trusts, signer in ((both, world), (both, other), (other.ca.certificate, other)):
             for name in (AUTH, tls.ENVOY):
                 signer.issue(name, trusts=trusts)
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(3.5)
         load.cancel()
         assert not failed
-        assert calls > 300
+        assert calls > 50
         # The old authority's word is no good any more.
         old = world.issue(tls.service("old"), trusts=both)
         assert await refused(address, old, AUTH)
@@ -189,39 +189,39 @@ async def test_half_written_files_leave_the_old_ones_in_place(world: World) -> N
             # A key that is not the certificate's.
             (broken / "..data" / "key.pem").write_bytes(world.authority.issue("envoy").key)
         await asyncio.sleep(1.5)
-        await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
-        await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=15)
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=15)
         await check(address, world.issue(tls.service("metrics")), AUTH)
 
 
 async def test_a_peer_whose_certificate_expires_is_seen_off(world: World) -> None:
-    mine = world.issue(tls.ENVOY, timedelta(seconds=3))
+    mine = world.issue(tls.ENVOY, timedelta(seconds=5))
     async with serve(world.issue(AUTH)) as address, open_channel(address, AUTH, mine) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
+        await stub.Check(health_pb2.HealthCheckRequest(), timeout=15)
 
         async def is_refused() -> bool:
             try:
-                await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
+                await stub.Check(health_pb2.HealthCheckRequest(), timeout=15)
             except grpc.aio.AioRpcError:
                 return True
             return False
 
-        await eventually(is_refused, 12)
+        await eventually(is_refused, 30)
 
 
 async def test_certificates_that_live_for_seconds_are_enough(world: World) -> None:
     """Each is renewed before it expires, and the server sees off whoever comes with an old one."""
-    mine = world.issue(tls.ENVOY, timedelta(seconds=4))
+    mine = world.issue(tls.ENVOY, timedelta(seconds=7))
     begin = asyncio.get_running_loop().time()
     async with serve(world.issue(AUTH)) as address, open_channel(address, AUTH, mine) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         renewed = begin
-        while (now := asyncio.get_running_loop().time()) < begin + 12:
-            await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
+        while (now := asyncio.get_running_loop().time()) < begin + 15:
+            await stub.Check(health_pb2.HealthCheckRequest(), timeout=15)
             if now > renewed + 2:
                 renewed = now
-                world.issue(tls.ENVOY, timedelta(seconds=4))
+                world.issue(tls.ENVOY, timedelta(seconds=7))
             await asyncio.sleep(0.05)
 
 

@@ -148,7 +148,7 @@ async def test_the_end_of_a_call_reaches_the_engine(
     with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
         await reading
     # Sooner than the node would give up the engine itself.
-    await asyncio.wait_for(engine.hung_up.wait(), 0.5)
+    await asyncio.wait_for(engine.hung_up.wait(), 2)
 
 
 async def test_a_chat_tells_all_that_its_engine_does(node: Node, engine: FakeEngine) -> None:

@@ -217,18 +217,26 @@ class Line:
 
 
 class Script:
-    """Takes connections, on which a test then says what it wants."""
+    """Takes connections, on which a test then says what it wants.
 
-    def __init__(self) -> None:
+    Args:
+        path: Of its socket; None for a port.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
         self.count = 0
-        self.address = ""
+        self.address = f"unix:{path}"
+        self._path = path
         self._lines: asyncio.Queue[Line] = asyncio.Queue()
         self.acts: Callable[[Line], Awaitable[None]] | None = None
 
     @contextlib.asynccontextmanager
     async def served(self) -> AsyncIterator[None]:
-        server = await asyncio.start_server(self.take, "127.0.0.1", 0, limit=MIB)
-        self.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        if self._path is not None:
+            server = await asyncio.start_unix_server(self.take, self._path, limit=MIB)
+        else:
+            server = await asyncio.start_server(self.take, "127.0.0.1", 0, limit=MIB)
+            self.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         yield
         server.close()
 
@@ -255,6 +263,11 @@ class Script:
 @pytest.fixture
 def script() -> Script:
     return Script()
+
+
+@pytest.fixture
+def unix_script(tmp_path: Path) -> Script:
+    return Script(tmp_path / "socket")
 
 
 # --- answers ---
@@ -291,7 +304,6 @@ async def test_many_at_once(server: Running) -> None:
             asked.append(asker.ask(message))
             if len(asked) % 100 == 0:
                 await asyncio.sleep(0)
-        assert not any(each.is_over() for each in asked)
         assert [await each.answer() for each in asked] == messages
         came = [each.came_at for each in asked]
         assert came != sorted(came)
@@ -303,9 +315,13 @@ async def test_many_at_once(server: Running) -> None:
 async def test_answers_in_any_order_and_in_pieces(script: Script) -> None:
     async with asking(script.address) as asker:
         line = await script.greeted()
-        asked = [await asker.taken(b"0"), *(asker.ask(b"%d" % n) for n in range(1, 50))]
+        asked = [await asker.taken(b"0")]
+        for n in range(1, 1000):
+            asked.append(asker.ask(b"%d" % n))
+            if n % 100 == 0:
+                await asyncio.sleep(0)
         found = [await line.request() for _ in asked]
-        assert [message for _, message in found] == [b"%d" % n for n in range(50)]
+        assert [message for _, message in found] == [b"%d" % n for n in range(1000)]
         parts = []
         for stream_id, message in found:
             text = wire.framed(b"to " + message)
@@ -323,9 +339,9 @@ async def test_answers_in_any_order_and_in_pieces(script: Script) -> None:
             line.send(part.pop(0))
             if not part:
                 parts.remove(part)
-            if shuffle.random() < 0.2:
+            if shuffle.random() < 0.02:
                 await asyncio.sleep(0)
-        assert [await each.answer() for each in asked] == [b"to %d" % n for n in range(50)]
+        assert [await each.answer() for each in asked] == [b"to %d" % n for n in range(1000)]
         # Cut anywhere, one byte at a time.
         one = asker.ask(b"slow")
         stream_id, _ = await line.request()
@@ -422,13 +438,13 @@ async def test_what_is_no_answer(script: Script, answer: Callable[[int], bytes])
 async def test_no_answer_in_time(server: Running) -> None:
     async with asking(server.address, "Waits", timeout_s=0.3) as asker:
         await asker.answered(b"0")
+        quick = asker.ask(b"0.1")
         begun = []
         asked = []
         for _ in range(3):
             begun.append(time.monotonic())
             asked.append(asker.ask(b"30"))
             await asyncio.sleep(0.1)
-        quick = asker.ask(b"0.1")
         assert [await each.answer() for each in asked] == [None, None, None]
         for each, then in zip(asked, begun, strict=True):
             assert 0.28 < each.came_at - then < 1
@@ -683,7 +699,8 @@ async def test_a_connections_window_that_is_full(script: Script) -> None:
 
 
 @on_uvloop
-async def test_a_server_that_does_not_read(script: Script) -> None:
+async def test_a_server_that_does_not_read(unix_script: Script) -> None:
+    script = unix_script
     async with asking(script.address, timeout_s=0.3) as asker:
         line = await script.greeted((wire.SETTINGS_INITIAL_WINDOW_SIZE, 2**30))
         line.send(wire.window_frame(0, 2**30))
@@ -694,7 +711,7 @@ async def test_a_server_that_does_not_read(script: Script) -> None:
             if asker.ask(bytes(100_000)).is_over():
                 break
             await asyncio.sleep(0)
-        assert count < 300
+        assert 30 < count < 60
         line.writer.transport.resume_reading()
         echo = asyncio.create_task(line.echo())
         assert await asker.answered(b"x") == b"x"
@@ -879,6 +896,9 @@ async def test_renewed_files_lose_no_call(world: World, monkeypatch: pytest.Monk
         (mine / "..data" / tls.KEY_FILE).write_bytes(world.authority.issue(AUTH).key)
         await asyncio.sleep(0.3)
         (mine / "..data" / tls.KEY_FILE).unlink()
+        await asyncio.sleep(0.3)
+        # One that the server sends away, which it does once the connection stands.
+        world.issue(tls.node("a"), folder=AUTH)
         await asyncio.sleep(0.3)
         assert server._connections == before
         world.issue(AUTH)

@@ -65,9 +65,7 @@ def _ledger(path: Path) -> list[pb.UsageEvent]:
 
 
 def test_kill_9_loses_no_finished_event(tmp_path: Path) -> None:
-    seed = random.randrange(2**32)
-    print("seed", seed)
-    chance = random.Random(seed)
+    chance = random.Random(8)
     ledger_file, spool_dir = tmp_path / "ledger", tmp_path / "spool"
     ledger_file.touch()
     begun: set[int] = set()

@@ -19,8 +19,9 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     yield mesh
     everybody = family(mesh)
     mesh.process.send_signal(signal.SIGINT)
-    mesh.process.wait(15)
-    left = [p for p in everybody if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    mesh.process.wait(60)
+    _, alive = psutil.wait_procs(everybody, timeout=20)
+    left = [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
     assert not left, left
 
 

@@ -16,8 +16,8 @@ import psutil
 
 from e2e.mesh import REPOSITORY, Mesh
 
-_LIMIT_S = 20.0
-_NODE_STOP_S = 10.0
+_LIMIT_S = 60.0
+_NODE_STOP_S = 30.0
 # The kernel hands out ports from 32768 on, the mesh has those up to 18080.
 _FIRST, _LAST = 18200, 19000
 # Two runs at a time begin at different ones.
@@ -62,7 +62,7 @@ class Fleet:
 
     def fault(self, url: str, **switches: object) -> None:
         """Sets a simulated engine's faults; none heals it."""
-        httpx.post(f"{url}/sim/faults", json=switches, timeout=5).raise_for_status()
+        httpx.post(f"{url}/sim/faults", json=switches, timeout=20).raise_for_status()
 
     def token(self, *options: str) -> str:
         """Returns a join token as the command line makes it."""
@@ -81,7 +81,7 @@ class Fleet:
             },
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=100,
             check=False,
         )
         assert not check or done.returncode == 0, done.stderr
@@ -125,13 +125,14 @@ class Fleet:
         self.wait_ready(*nodes)
 
     def wait_ready(self, *node_ids: str) -> None:
-        """Waits until nodes are in the mesh and routing knows it."""
+        """Waits until nodes are in the mesh, and routing and Envoy know it."""
         try:
             self.mesh.wait("nodes", lambda: self.mesh.ready_nodes() >= set(node_ids), _LIMIT_S)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.outputs(*node_ids)}") from None
         for node_id in node_ids:
             self.mesh.wait(f"{node_id} routed to", lambda each=node_id: self._is_routed(each))
+        self.mesh.wait("nodes for Envoy", lambda: self.mesh.called_nodes() >= set(node_ids))
 
     def _is_routed(self, node_id: str) -> bool:
         with self.mesh.http() as http:
@@ -188,7 +189,7 @@ class Fleet:
         deadline = time.monotonic() + _LIMIT_S
         while True:
             try:
-                httpx.get(f"{url}/health", timeout=1).raise_for_status()
+                httpx.get(f"{url}/health", timeout=5).raise_for_status()
                 return
             except httpx.HTTPError:
                 assert time.monotonic() < deadline, url

@@ -13,6 +13,8 @@ import httpx
 import openai
 import psutil
 
+from e2e import admin_socket
+
 REPOSITORY = Path(__file__).parents[2]
 PORT = int(os.environ.get("E2E_PORT", "18080"))
 BASE_PORT = int(os.environ.get("E2E_BASE_PORT", "18000"))
@@ -89,14 +91,20 @@ class Mesh:
         return process.pid
 
     def wait(self, what: str, condition, limit_s: float = 30.0):
-        """Waits until the condition gives something true, and returns it."""
+        """Waits until the condition gives something true, and returns it.
+
+        What it raises meanwhile is no end: a part may be away, an answer not be what it will be.
+        """
         deadline = time.monotonic() + limit_s
         last: object = None
         while time.monotonic() < deadline:
             try:
                 if last := condition():
                     return last
-            except (httpx.HTTPError, LookupError, psutil.Error, openai.OpenAIError) as error:
+            except (
+                *(httpx.HTTPError, LookupError, psutil.Error, openai.OpenAIError),
+                *(OSError, AssertionError),
+            ) as error:
                 last = error
             time.sleep(0.1)
         raise AssertionError(f"{what}: not within {limit_s} s, last was {last!r}")
@@ -106,11 +114,23 @@ class Mesh:
             nodes = http.get("/mesh/v1/nodes").raise_for_status().json()["nodes"]
         return {n["node_id"] for n in nodes if n["state"] == "NODE_STATE_READY"}
 
-    def wait_whole(self, limit_s: float = 40.0) -> None:
+    def called_nodes(self) -> set[str]:
+        """Returns the ready nodes that Envoy's own checks have found well too."""
+        with self.http() as http:
+            nodes = http.get("/mesh/v1/nodes").raise_for_status().json()["nodes"]
+        healthy = admin_socket.healthy(self)
+        return {
+            n["node_id"]
+            for n in nodes
+            if n["state"] == "NODE_STATE_READY" and n["address"] in healthy
+        }
+
+    def wait_whole(self, limit_s: float = 60.0) -> None:
         """Waits until every part serves and chats are answered by both nodes."""
         self.wait("front door", lambda: httpx.get(f"{self.url}/health").status_code == 200, limit_s)
         wanted = {"node-1", "node-2", "node-embed"}
         self.wait("nodes", lambda: self.ready_nodes() >= wanted, limit_s)
+        self.wait("nodes for Envoy", lambda: self.called_nodes() >= wanted, limit_s)
 
         def all_serve() -> bool:
             with self.http() as http:
@@ -141,7 +161,9 @@ def start_mesh(
         )
     mesh = Mesh(process, state_dir, output, port)
     try:
-        mesh.wait("start", lambda: process.poll() is not None or "Bearer" in output.read_text(), 90)
+        mesh.wait(
+            "start", lambda: process.poll() is not None or "Bearer" in output.read_text(), 110
+        )
         assert process.poll() is None
     except AssertionError:
         process.kill()

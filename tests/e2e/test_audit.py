@@ -39,7 +39,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         yield mesh
     finally:
         mesh.process.send_signal(signal.SIGINT)
-        mesh.process.wait(30)
+        mesh.process.wait(60)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def events(mesh: Mesh, count: int, **filters: str) -> list[dict[str, str]]:
         listed: list[dict[str, str]] = reply.json()["events"]
         return listed if len(listed) >= count else []
 
-    listed: list[dict[str, str]] = mesh.wait(f"{count} events of {filters}", found, 10)
+    listed: list[dict[str, str]] = mesh.wait(f"{count} events of {filters}", found)
     assert len(listed) == count, listed
     return listed
 
@@ -196,16 +196,15 @@ def test_internal_rpcs_are_no_part_of_the_front_door(audited: Mesh) -> None:
         assert client.get("/mesh/v1/audit/events", params=query).json()["events"] == []
 
 
-def test_nodes_whose_key_is_revoked_are_out_within_a_second(
-    audited: Mesh, http: httpx.Client
-) -> None:
-    # The last one here: both nodes of this mesh have that key.
+def test_nodes_whose_key_is_revoked_are_out(audited: Mesh, http: httpx.Client) -> None:
+    # The last one here: both nodes of this mesh have that key. That they are out within a second
+    # is `tests/contract/test_key_watch.py`'s, which can try it more than once.
     assert audited.ready_nodes() == {"node-1", "node-embed"}
     http.delete("/mesh/v1/keys/key_bootstrapnode").raise_for_status()
-    revoked_at = time.monotonic()
-    audited.wait("no node", lambda: not audited.ready_nodes() or None, 5)
-    assert time.monotonic() - revoked_at < 1.2  # a second, and the poll of this test
+    audited.wait("no node", lambda: not audited.ready_nodes() or None)
     chat = {"model": CHAT, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-    assert http.post("/v1/chat/completions", json=chat).status_code == 503
+    audited.wait(
+        "no answer", lambda: http.post("/v1/chat/completions", json=chat).status_code == 503
+    )
     time.sleep(3)
     assert not audited.ready_nodes()  # they do not come back

@@ -4,6 +4,7 @@ import ipaddress
 import json
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import httpx
@@ -11,6 +12,7 @@ import psutil
 import pytest
 
 from e2e.mesh import CHAT, EMBED, Mesh
+from support import within
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -163,15 +165,21 @@ def test_a_users_key_administers_nothing(mesh: Mesh) -> None:
 
 
 def test_a_revoked_key_is_refused_within_a_second(mesh: Mesh) -> None:
-    with mesh.http() as http:
+    def revoked() -> float:
         made = http.post("/mesh/v1/keys", json={"display_name": "short-lived"}).json()
         assert made["secret"].startswith("im-")
         with mesh.http(made["secret"]) as user:
             assert user.get("/v1/models").status_code == 200
             assert http.delete(f"/mesh/v1/keys/{made['key']['key_id']}").status_code == 200
-            mesh.wait("refusal", lambda: user.get("/v1/models").status_code == 401, 1.0)
+            began = time.monotonic()
+            mesh.wait("refusal", lambda: user.get("/v1/models").status_code == 401, 10.0)
+            took_s = time.monotonic() - began
         listed = http.get("/mesh/v1/keys", params={"page_size": 1000})
         assert made["secret"] not in listed.text
+        return took_s
+
+    with mesh.http() as http:
+        within(1.0, revoked)
         assert http.delete("/mesh/v1/keys/key_none").status_code == 404
 
 
@@ -221,7 +229,7 @@ def test_the_limit_on_bodies_is_one_for_both_versions_of_http(
     )
     # Over HTTP/2 a client that is still sending when the answer comes may meet the stream's end
     # first: one time in eight here.
-    for _ in range(5):
+    for _ in range(10):
         done = subprocess.run(
             [
                 *("curl", "--silent", version, "--max-time", "60", "--write-out", "\n%{http_code}"),
@@ -234,9 +242,9 @@ def test_the_limit_on_bodies_is_one_for_both_versions_of_http(
             timeout=90,
             check=False,
         )
-        if not done.stdout.endswith("\n000"):
+        text, _, code = done.stdout.rpartition("\n")
+        if text and code != "000":
             break
-    text, _, code = done.stdout.rpartition("\n")
     assert int(code) == status, done.stdout[:500]
     assert set(json.loads(text)) == {"error"}
 

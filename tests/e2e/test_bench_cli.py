@@ -15,8 +15,9 @@ def test_a_run_tells_nodes_tokens_and_cache(fleet: Fleet, tmp_path: Path) -> Non
     done = fleet.command("bench", CHAT, *options, "--prompts", str(prompts))
     found = json.loads(report.read_text())
     assert found["calls"] == {"over": 8, "answered": 8, "failed": 0, "abandoned": 0}
-    # The one that warmed up asked first; a second call at the same time may go to the other node.
-    assert found["cache"]["hit"] >= 7
+    # The one that warmed up asked first; calls at the same time may go to the other node, twice
+    # where it is slow to answer the first.
+    assert found["cache"]["hit"] >= 6
     assert sum(found["cache"].values()) == 8
     assert set(found["nodes"]) <= {"node-1", "node-2"}
     assert found["tokens"]["output"] == 8 * 4

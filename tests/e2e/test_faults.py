@@ -55,7 +55,7 @@ def test_nobody_gets_in_without_auth(mesh: Mesh) -> None:
     old = mesh.kill("auth")
     with mesh.http() as http:
         statuses = set()
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             good = http.post("/v1/chat/completions", json=BODY).status_code
             bad = httpx.get(f"{mesh.url}/v1/models", headers={"authorization": "Bearer im-x"})

@@ -20,8 +20,10 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 
 @pytest.fixture(scope="module")
 def engine(fleet: Fleet) -> str:
-    """A simulated engine that makes 100 tokens a second."""
-    (url,) = fleet.engines(1, SIM, "--decode-rate", "100", "--slots", "4")
+    """A simulated engine that makes 100 tokens a second, for 40 seconds if it is let."""
+    (url,) = fleet.engines(
+        1, SIM, "--decode-rate", "100", "--slots", "4", "--answer-tokens", "4000"
+    )
     fleet.join({"ollama-sim-1": ("--engine", "sim", "--url", url)})
     return url
 
@@ -80,7 +82,7 @@ def test_hanging_up_stops_the_engine(mesh: Mesh, engine: str, path: str, stream:
             if running(engine):
                 raise httpx.ReadTimeout("enough")
     began = time.monotonic()
-    mesh.wait("an idle engine", lambda: running(engine) == 0, 2.0)
+    mesh.wait("an idle engine", lambda: running(engine) == 0, 10.0)
     print(f"{path} stream={stream}: idle {1000 * (time.monotonic() - began):.0f} ms after")
 
 
@@ -149,11 +151,11 @@ def test_a_pull_goes_to_the_node_with_ollama(
 
 
 def test_what_hits_the_wire_is_lines(mesh: Mesh, engine: str) -> None:
-    body = {"model": SIM, "messages": MESSAGES, "options": {"num_predict": 20}}
+    body = {"model": SIM, "messages": MESSAGES, "options": {"num_predict": 100}}
     with mesh.http() as http, http.stream("POST", "/api/chat", json=body) as reply:
         times = []
         for line in reply.iter_lines():
             json.loads(line)
             times.append(time.monotonic())
-    # As they are made, not at the end: 20 tokens take 0.2 s.
+    # As they are made, not at the end: 100 tokens take 1 s.
     assert times[-1] - times[0] > 0.1

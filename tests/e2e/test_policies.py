@@ -137,7 +137,7 @@ def test_a_silent_node_is_hedged(
     use(http, "pol-hedged")
     # The budget goes by how long the first token takes as a rule.
     nodes_of(http, 4, stream=True)
-    mesh.wait("reports", lambda: _first_tokens(http) == set(NODES), 5)
+    mesh.wait("reports", lambda: _first_tokens(http) == set(NODES))
     fleet.fault(urls["pol-cheap"], hang=True)
     try:
         began = time.monotonic()
@@ -145,9 +145,10 @@ def test_a_silent_node_is_hedged(
         took_s = time.monotonic() - began
         print(f"4 streams, every second to a silent node first: {took_s:.2f} s")
         assert set(nodes) == {"pol-dear"}
-        assert 0.6 <= took_s < 3.0
+        # Unhedged it would take for ever.
+        assert 0.6 <= took_s < 15.0
         # The silent engine was told to stop: nothing runs there any more.
-        mesh.wait("cancellation", lambda: _running(urls["pol-cheap"]) == 0, 5)
+        mesh.wait("cancellation", lambda: _running(urls["pol-cheap"]) == 0)
     finally:
         fleet.fault(urls["pol-cheap"])
         use(http, "balanced")
@@ -168,7 +169,7 @@ def test_latency_goes_where_the_first_token_is_fast(
             scores = {each["node_id"]: each["scores"]["ttft"] for each in said["candidates"]}
             return scores["pol-cheap"] < scores["pol-dear"] - 0.1
 
-        mesh.wait("reports", ttft_tells_them_apart, 5)
+        mesh.wait("reports", ttft_tells_them_apart)
         # No cache draws, so that the time to the first token decides.
         share = collections.Counter(nodes_of(http, 10, max_tokens=1, enable_caching=False))
     finally:

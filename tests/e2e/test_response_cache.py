@@ -50,8 +50,9 @@ def test_what_was_asked_before_is_answered_at_once(mesh: Mesh, stream: bool) -> 
 
 def test_a_hit_is_in_the_ledger(mesh: Mesh) -> None:
     with mesh.http() as http:
-        made, given = (ask(http, "And what of the ledger?") for _ in range(2))
-        assert given.headers["x-mesh-cache"] == "hit"
+        # A node that was not asked before answers anew.
+        made, *later = (ask(http, "And what of the ledger?") for _ in range(NODES + 1))
+        given = next(each for each in later if each.headers["x-mesh-cache"] == "hit")
 
         def event(answer: httpx.Response) -> dict[str, object]:
             params = {"request_id": answer.headers["x-request-id"]}
@@ -79,7 +80,7 @@ def test_who_does_not_ask_gets_a_new_answer(mesh: Mesh) -> None:
 def test_anthropics_dialect_too(mesh: Mesh) -> None:
     with anthropic.Anthropic(base_url=mesh.url, api_key=mesh.admin_key, max_retries=0) as client:
         said = []
-        for _ in range(2):
+        for _ in range(NODES + 1):
             raw = client.messages.with_raw_response.create(
                 model=MODEL,
                 max_tokens=20,
@@ -87,8 +88,10 @@ def test_anthropics_dialect_too(mesh: Mesh) -> None:
                 extra_body={"enable_caching": True},
             )
             said.append((raw.headers["x-mesh-cache"], json.dumps(raw.parse().to_dict()["content"])))
-    assert [each[0] for each in said] == ["miss", "hit"]
-    assert said[0][1] == said[1][1]
+    # A node that was not asked before answers anew, in the simulator's same words.
+    assert said[0][0] == "miss"
+    assert {each[0] for each in said[1:]} >= {"hit"}
+    assert len({each[1] for each in said}) == 1
 
 
 def _key(http: httpx.Client, fields: dict[str, str]) -> str:

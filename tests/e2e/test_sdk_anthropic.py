@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +32,7 @@ WEATHER = {
 
 @pytest.fixture(scope="module")
 def engine(fleet: Fleet) -> Iterator[ToolEngine]:
-    (simulator,) = fleet.engines(1, SIMULATED, "--decode-rate", "50", "--answer-tokens", "400")
+    (simulator,) = fleet.engines(1, SIMULATED, "--decode-rate", "50", "--answer-tokens", "2000")
     with tool_engine(TOOLS_MODEL) as engine:
         fleet.join(
             {
@@ -224,16 +223,15 @@ def test_hanging_up_stops_the_engine(mesh: Mesh, engine: ToolEngine) -> None:
         line = next(x for x in page.splitlines() if x.startswith("vllm:num_requests_running"))
         return float(line.rpartition(" ")[2]) > 0
 
-    body = {"model": SIMULATED, "max_tokens": 400, "messages": PARIS, "stream": True}
+    body = {"model": SIMULATED, "max_tokens": 2000, "messages": PARIS, "stream": True}
     headers = {"x-api-key": mesh.admin_key}
     with httpx.stream("POST", f"{mesh.url}/v1/messages", json=body, headers=headers) as answer:
         assert answer.status_code == 200, answer.read()
         pieces = answer.iter_bytes()  # which closes the connection when it goes
         next(pieces)
         assert running()
-    began = time.monotonic()
-    mesh.wait("the engine is idle", lambda: not running(), 1.0)
-    assert time.monotonic() - began < 0.2
+    # It would go on for 40 s.
+    mesh.wait("the engine is idle", lambda: not running(), 10.0)
 
 
 def test_the_snippet_of_the_documentation(mesh: Mesh) -> None:

@@ -21,7 +21,7 @@ CHATS = pb.ChatRequest(
     model=CHAT, messages=[pb.ChatMessage(role=pb.CHAT_ROLE_USER, content=[PIECE])], max_tokens=4
 )
 SHORT = pb.CompleteRequest(model=CHAT, prompts=["a"], max_tokens=2)
-LONG = pb.CompleteRequest(model=CHAT, prompts=["Once upon a time"], max_tokens=400)
+LONG = pb.CompleteRequest(model=CHAT, prompts=["Once upon a time"], max_tokens=4000)
 LONG.engine_options.update({"ignore_eos": True})
 
 
@@ -210,7 +210,7 @@ def web_call(mesh: Mesh, name: str, request: Any) -> bytes:
 def test_a_deadline_ends_a_call_whose_caller_only_waits(mesh: Mesh, name: str) -> None:
     began = time.monotonic()
     answer = web_answer(mesh, name, LONG, grpc_timeout="700m")
-    assert 0.6 < time.monotonic() - began < 2
+    assert 0.6 < time.monotonic() - began < 10
     begun = b"grpc-status:4" in answer.content.replace(b" ", b"")
     assert begun if name == "StreamComplete" else answer.headers["grpc-status"] == "4"
 
@@ -221,7 +221,7 @@ def test_the_end_of_a_call_stops_the_engine(
     mesh: Mesh, stub: Any, key: Any, how: str, name: str
 ) -> None:
     mesh.wait("idle engines", lambda: running() == 0)
-    timeout_s = 1.0 if how == "deadline" else None
+    timeout_s = 3.0 if how == "deadline" else None
     method = getattr(stub, name)
     if name == "Complete":
         call = method.future(LONG, metadata=key, timeout=timeout_s)
@@ -235,5 +235,5 @@ def test_the_end_of_a_call_stops_the_engine(
             call.result() if name == "Complete" else list(call)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     began = time.monotonic()
-    mesh.wait("idle engines", lambda: running() == 0, 2.0)
+    mesh.wait("idle engines", lambda: running() == 0, 10.0)
     print(f"{name} {how}: engine idle {1000 * (time.monotonic() - began):.0f} ms after the end")

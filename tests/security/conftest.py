@@ -21,7 +21,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         f"--cors-origin={PAGE}",
     )
     try:
-        mesh.wait("nodes", lambda: mesh.ready_nodes() >= {"node-1", "node-embed"}, 40)
+        mesh.wait("nodes", lambda: mesh.ready_nodes() >= {"node-1", "node-embed"}, 60)
         with mesh.http() as http:
             rules = {"allowed_models": [CHAT]}
             made = http.post("/mesh/v1/keys", json={"display_name": "attacker", "rules": rules})
@@ -31,7 +31,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
         yield target
     finally:
         mesh.process.send_signal(signal.SIGINT)
-        mesh.process.wait(15)
+        mesh.process.wait(60)
 
 
 @pytest.fixture(autouse=True)

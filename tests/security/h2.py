@@ -27,7 +27,7 @@ class Connection:
     """
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=5)
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=20)
         self._encoder = _hazmat.Encoder()
         self._decoder = _hazmat.Decoder()
         self._buffer = b""
@@ -45,13 +45,21 @@ class Connection:
     def block(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         return bytes(self._encoder.encode([(name, value, True) for name, value in headers]))
 
-    def frames(self, wait_s: float = 1.0) -> list[tuple[int, int, int, bytes]]:
-        """Returns the frames that come until the end, or `wait_s` of silence."""
+    def frames(
+        self, wait_s: float = 1.0, *, until_end: bool = False
+    ) -> list[tuple[int, int, int, bytes]]:
+        """Returns the frames that come until the end, or silence.
+
+        Args:
+            wait_s: Silence before the first frame.
+            until_end: Whether that is also silence after it, which is a quarter of a second else.
+        """
         self.socket.settimeout(wait_s)
         try:
             while chunk := self.socket.recv(65536):
                 self._buffer += chunk
-                self.socket.settimeout(0.05 if self._has_ended() else min(wait_s, 0.25))
+                pause_s = wait_s if until_end else min(wait_s, 0.25)
+                self.socket.settimeout(0.05 if self._has_ended() else pause_s)
             self.is_over = True
         except TimeoutError:
             pass  # It stays open and says nothing.
@@ -80,11 +88,11 @@ class Connection:
             for kind, flags, *_ in self._whole()[0]
         )
 
-    def answers(self, wait_s: float = 2.0) -> list[dict[bytes, bytes]]:
+    def answers(self, wait_s: float = 2.0, *, until_end: bool = False) -> list[dict[bytes, bytes]]:
         """Returns the header blocks that come; trailers are blocks too."""
         return [
             {bytes(name): bytes(value) for name, value, *_ in self._decoder.decode(payload)}
-            for kind, _, _, payload in self.frames(wait_s)
+            for kind, _, _, payload in self.frames(wait_s, until_end=until_end)
             if kind == HEADERS
         ]
 

@@ -40,10 +40,10 @@ class Target:
     user_key: str
     pids: dict[str, int]
 
-    def raw(self, data: bytes, wait_s: float = 0.6) -> bytes:
-        """Sends bytes and returns what comes until the connection ends or `wait_s` of silence."""
-        with socket.create_connection(("127.0.0.1", self.mesh.port), timeout=5) as connection:
-            return exchange(connection, data, wait_s)
+    def raw(self, data: bytes, wait_s: float = 0.6, pause_s: float = _PAUSE_S) -> bytes:
+        """Sends bytes and returns what comes until the connection ends or falls silent."""
+        with socket.create_connection(("127.0.0.1", self.mesh.port), timeout=20) as connection:
+            return exchange(connection, data, wait_s, pause_s)
 
     @cached_property
     def admin(self) -> httpx.Client:
@@ -80,10 +80,12 @@ class Target:
         assert self.mesh.part("envoy").memory_info().rss < MAX_ENVOY_BYTES
 
 
-def exchange(connection: socket.socket, data: bytes, wait_s: float) -> bytes:
+def exchange(
+    connection: socket.socket, data: bytes, wait_s: float, pause_s: float = _PAUSE_S
+) -> bytes:
     """Sends bytes and returns what comes until the connection ends or falls silent.
 
-    Silent is `wait_s` before the first byte and a quarter of a second after it.
+    Silent is `wait_s` before the first byte and `pause_s` after it.
     """
     connection.settimeout(wait_s)
     received = b""
@@ -91,7 +93,7 @@ def exchange(connection: socket.socket, data: bytes, wait_s: float) -> bytes:
         connection.sendall(data)
         while chunk := connection.recv(65536):
             received += chunk
-            connection.settimeout(min(wait_s, _PAUSE_S))
+            connection.settimeout(min(wait_s, pause_s))
     except (TimeoutError, ConnectionError):
         pass  # an end like others: what came until then is what counts
     return received

@@ -21,7 +21,7 @@ def call(target: Target, headers: list[tuple[bytes, bytes]]) -> set[int]:
     lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
     start = b"POST /mesh/v1/keys HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
     framing = b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body)
-    return set(statuses(target.raw(start + lines + framing + body, 3)))
+    return set(statuses(target.raw(start + lines + framing + body, 10)))
 
 
 def noise(rng: random.Random, longest: int = 200) -> bytes:
@@ -35,7 +35,7 @@ def test_the_admin_key_itself_does_open_it(target: Target) -> None:
     lines = (
         f"GET /mesh/v1/keys HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {target.mesh.admin_key}"
     )
-    assert statuses(target.raw(lines.encode() + b"\r\nconnection: close\r\n\r\n", 3)) == [200]
+    assert statuses(target.raw(lines.encode() + b"\r\nconnection: close\r\n\r\n", 10)) == [200]
 
 
 def test_noise(target: Target) -> None:

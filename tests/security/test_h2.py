@@ -1,6 +1,5 @@
 """HTTP/2 that no client sends: each call is refused, or its connection is."""
 
-import os
 import struct
 import time
 from collections.abc import Iterator, Mapping
@@ -38,7 +37,7 @@ def ends(peer: h2.Connection, data: bytes, times: int) -> bool:
     for _ in range(times):
         if not peer.send(data):
             return True
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if h2.GOAWAY in [kind for kind, *_ in peer.frames(0.5)] or peer.is_over:
             return True
@@ -48,7 +47,7 @@ def ends(peer: h2.Connection, data: bytes, times: int) -> bool:
 def test_the_admin_key_does_list_keys(target: Target, peer: h2.Connection) -> None:
     block = peer.block(call(target.mesh.admin_key))
     peer.send(h2.frame(h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, 1, block))
-    assert peer.answers()[0][b":status"] == b"200"
+    assert peer.answers(20, until_end=True)[0][b":status"] == b"200"
 
 
 MALFORMED = {
@@ -87,7 +86,7 @@ def assert_refused(target: Target, calls: Mapping[str, list[tuple[bytes, bytes]]
         block = peer.block(headers)
         peer.send(h2.frame(h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, 1, block))
     for what, peer in peers.items():
-        answers = peer.answers()
+        answers = peer.answers(10, until_end=True)
         peer.close()
         assert all(b"400" <= answer[b":status"] < b"500" for answer in answers), (what, answers)
         assert answers or peer.is_over or peer.was_reset, what
@@ -176,9 +175,8 @@ def test_resets_as_fast_as_they_go(target: Target, peer: h2.Connection) -> None:
         if not peer.send(head + reset):
             ended = True
             break
-    ended = ended or h2.GOAWAY in [kind for kind, *_ in peer.frames()] or peer.is_over
-    assert ended, "the connection goes on"
-    assert time.monotonic() - started < 30
+    assert ended or ends(peer, b"", 0), "the connection goes on"
+    assert time.monotonic() - started < 60
 
 
 def test_more_streams_than_allowed(target: Target, peer: h2.Connection) -> None:
@@ -268,7 +266,9 @@ def test_frames_at_random(target: Target) -> None:
             kind, flags = rng.choice((*range(10), rng.randrange(256))), rng.randrange(256)
             stream = rng.choice((0, 1, 1, 3, 5, 2, 2**31 - 1))
             block = peer.block(call(target.user_key))
-            payload = rng.choice((b"", block, block[:9], os.urandom(rng.randrange(64)), b"\0" * 8))
+            payload = rng.choice(
+                (b"", block, block[:9], rng.randbytes(rng.randrange(64)), b"\0" * 8)
+            )
             if not peer.send(h2.frame(kind, flags, stream, payload)):
                 break
         # The table of headers may be out of step by now: only that it ends or goes on matters.

@@ -83,7 +83,7 @@ def test_shapes(target: Target, what: str) -> None:
 )
 def test_frames_that_contradict_themselves_end_the_connection(target: Target, what: str) -> None:
     headers, body = BAD[what]
-    received = target.raw(_first(target, headers) + body + INNER, 0.8)
+    received = target.raw(_first(target, headers) + body + INNER, 10)
     assert statuses(received) in ([400], [501], [400, 400]), received
 
 
@@ -121,5 +121,5 @@ def test_first_lines(target: Target, start: bytes) -> None:
 def test_a_call_after_another_on_one_connection_has_its_own_key(target: Target) -> None:
     """Two good requests in one packet, the second without a key."""
     first = _first(target, b"content-length: 0\r\n").replace(b"POST", b"GET")
-    received = target.raw(first + INNER, 3)
+    received = target.raw(first + INNER, 10, 4)
     assert statuses(received) == [200, 401]

@@ -36,7 +36,7 @@ async def running(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -91,7 +91,7 @@ async def test_a_keeper_that_fails_ends_the_run(make_part):
         forever = asyncio.create_task(supervisor.run_forever())
         os.kill(supervisor.state("a").pid, signal.SIGKILL)
         with pytest.raises(BrokenPipeError, match="the terminal is gone"):
-            await asyncio.wait_for(forever, 5)
+            await asyncio.wait_for(forever, 20)
         assert supervisor.state("b").state is PartState.READY
 
 
@@ -183,7 +183,7 @@ async def test_stop_is_bounded_and_kills_what_does_not_listen(make_part, tmp_pat
     pids = [supervisor.state(part.name).pid for part in parts] + [int(grandchild.read_text())]
     began = time.monotonic()
     await supervisor.stop(limit_s=0.6, wave_s=0.2)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 6
     await until(lambda: not any(map(is_alive, pids)))
     assert {s.state for s in supervisor.states().values()} == {PartState.STOPPED}
 
