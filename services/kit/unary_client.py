@@ -8,6 +8,8 @@ where there is no answer it says None, and whoever asks goes on without.
 import asyncio
 import contextlib
 import logging
+import math
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -33,6 +35,8 @@ _LAST_STREAM_ID = wire.MAX_WINDOW - 2**20
 _MAX_UNSENT_BYTES = 4 * 1024 * 1024
 _CONNECT_S = 1.0
 _BACKOFF_S = 0.2
+# How long a server may be away before it is worth a word.
+_PATIENCE_S = 5.0
 # How often renewed certificates are looked for.
 _LOOK_S = 1.0
 _GRPC_OK = b"0"
@@ -66,6 +70,8 @@ class _Connection(asyncio.Protocol):
         self._decoder = HeaderDecoder(2 * _MAX_HEADER_BYTES)
         self._calls: dict[int, _Call] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._fd: int | None = None
+        self._is_hurried = False
         self._rest = b""
         self._stream_id = -1
         self._received = 0
@@ -95,7 +101,7 @@ class _Connection(asyncio.Protocol):
         if self._timer is None:
             # One for all that wait: to make one for each call takes longer than to send it.
             self._timer = self._loop.call_at(until, self._check)
-        self._send(wire.headers_frame(stream_id, self._block) + _data(stream_id, message))
+        self._hurry(wire.headers_frame(stream_id, self._block) + _data(stream_id, message))
         return True
 
     def finish(self) -> None:
@@ -121,6 +127,8 @@ class _Connection(asyncio.Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             keep_alive(sock)
+        if sock is not None and transport.get_extra_info("sslcontext") is None:
+            self._fd = sock.fileno()
         settings = (
             (wire.SETTINGS_ENABLE_PUSH, 0),
             (wire.SETTINGS_INITIAL_WINDOW_SIZE, _MAX_ANSWER_BYTES),
@@ -265,9 +273,29 @@ class _Connection(asyncio.Protocol):
             self._end(stream_id, None)
 
     def _send(self, data: bytes) -> None:
-        # What is sent in one turn of the loop leaves in one write: uvloop sees to that.
+        # What is sent in one turn of the loop leaves in one write at its end: uvloop sees to that.
         if self._transport is not None:
             self._transport.write(data)
+
+    def _hurry(self, data: bytes) -> None:
+        """Sends a question at once, if it is the first in this turn of the loop.
+
+        It is then answered while the asker does what else there is to do before it waits.
+        """
+        transport = self._transport
+        # The number of a socket that is closed may be another's.
+        if transport is None or transport.is_closing():
+            return
+        if not self._is_hurried and self._fd is not None and not transport.get_write_buffer_size():
+            self._is_hurried = True
+            self._loop.call_soon(self._calm)
+            with contextlib.suppress(OSError):  # The transport says what it is.
+                data = data[os.write(self._fd, data) :]
+        if data:
+            transport.write(data)
+
+    def _calm(self) -> None:
+        self._is_hurried = False
 
 
 class UnaryClient:
@@ -317,18 +345,24 @@ class UnaryClient:
 
     async def _stay_connected(self) -> None:
         loop = asyncio.get_running_loop()
+        tell_at = loop.time() + _PATIENCE_S
         while True:
             began = loop.time()
             try:
                 connection, version = await self._connect()
             except OSError as error:
-                log.debug("a server is away", extra={"peer": self._peer, "error": str(error)})
+                if began > tell_at:  # Parts start side by side, and one that restarts is soon back.
+                    tell_at = math.inf
+                    log.warning("a server is away", extra={"peer": self._peer, "error": str(error)})
                 await asyncio.sleep(_BACKOFF_S)
                 continue
+            if tell_at == math.inf:
+                log.warning("a server is back", extra={"peer": self._peer})
             before, self._connection = self._connection, connection
             if before is not None:
                 before.finish()
             await self._until_over(connection, version)
+            tell_at = loop.time() + _PATIENCE_S
             # A server that hangs up each time is not called all the time.
             await asyncio.sleep(max(0.0, began + _BACKOFF_S - loop.time()))
 

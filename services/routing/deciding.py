@@ -1,5 +1,6 @@
 """Decides about calls for every protocol in which routing is asked."""
 
+import asyncio
 import logging
 
 from infermesh.errors.v1 import errors_pb2
@@ -41,3 +42,7 @@ class Decider:
         except Exception:
             log.exception("a decision failed")
             return MeshError(errors_pb2.ERROR_REASON_INTERNAL, "The mesh failed to route the call.")
+
+    def settle_soon(self) -> None:
+        """Has what the decision left to do be done once its answer is on its way."""
+        asyncio.get_running_loop().call_soon(self.router.settle)

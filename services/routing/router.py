@@ -73,6 +73,10 @@ class Router:
                 outcome.hedge_after_s = hedging.delay_s
         return outcome
 
+    def settle(self) -> None:
+        """Does what `route` left to do, which the answer need not wait for."""
+        self._scheduler.settle()
+
     def served(self, outcome: Outcome, address: str) -> None:
         """Takes note of the address that answered, where a gateway reports it."""
         if address != outcome.decision.nodes[0].address:

@@ -82,6 +82,7 @@ class Scheduler:
         self._balance = Balance(clock())
         self._decisions = 0
         self._listener: OnDecision | None = None
+        self._unsettled: tuple[NodeView, Prompt | None] | None = None
 
     def on_decision(self, listener: OnDecision) -> None:
         """Has `listener` told of each decision: its node, and the prompt where one is known."""
@@ -102,13 +103,24 @@ class Scheduler:
         prompt = request.prompt(decision.models[0]) if plan.needs_prompt else None
         if prompt is not None and not prompt.blocks:
             prompt = None
+        if prompt is not None and not decision.expected_cached:
+            first.last_cold = self._decisions
+        self._unsettled = first, prompt
+        return decision
+
+    def settle(self) -> None:
+        """Does what the last decision leaves to do, which its caller need not wait for.
+
+        The next decision does it at the latest.
+        """
+        unsettled, self._unsettled = self._unsettled, None
+        if unsettled is None:
+            return
+        first, prompt = unsettled
         if self._listener is not None:
             self._listener(first, prompt)
         if prompt is not None:
-            if not decision.expected_cached:
-                first.last_cold = self._decisions
             self._index.insert(first.number, prompt.blocks, prompt.ends, prompt.size)
-        return decision
 
     def explain(self, request: Request, plan: Plan) -> Decision:
         """Decides as `decide` would now and shows all scores; counts nothing.
@@ -138,6 +150,7 @@ class Scheduler:
         return sum(known) / len(known) if known else None
 
     def _choose(self, request: Request, plan: Plan, now: float, *, show: bool) -> Decision:
+        self.settle()
         decision = Decision()
         full: list[NodeView] = []
         limit = plan.policy.max_pressure

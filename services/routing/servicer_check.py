@@ -28,7 +28,9 @@ def add_to_server(decider: Decider, server: grpc.aio.Server) -> None:
     """Serves `Check`."""
 
     def check(request: Any, _: object) -> bytes:
-        return answer(decider, request)
+        reply = answer(decider, request)
+        decider.settle_soon()
+        return reply
 
     handler: Any = grpc.unary_unary_rpc_method_handler(check, request_deserializer=_parse)
     server.add_generic_rpc_handlers(

@@ -19,6 +19,7 @@ def add_to_server(decider: Decider, server: grpc.aio.Server) -> None:
         async for request in requests:
             for reply in picking.on_message(request):
                 yield reply
+            decider.settle_soon()
             if picking.is_over:
                 return
 

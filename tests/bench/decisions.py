@@ -98,7 +98,9 @@ class Desk:
     def decide(self, question: bytes) -> bytes:
         """Returns the answer to an encoded `CheckRequest`."""
         request = external_auth_pb2.CheckRequest.FromString(question)
-        return servicer_check.answer(self._decider, request)
+        answer = servicer_check.answer(self._decider, request)
+        self._decider.router.settle()
+        return answer
 
     def report(self) -> None:
         """Has every node report."""

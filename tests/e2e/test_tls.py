@@ -192,6 +192,14 @@ def ask(client: openai.OpenAI, model: str) -> str:
 def test_the_openai_sdk_comes_over_https(mesh: TlsMesh, monkeypatch: pytest.MonkeyPatch) -> None:
     with mesh.openai() as client:
         assert ask(client, CHAT)
+        # Auth asks routing over TLS too; where it cannot, calls go on without a decision.
+        chosen = client.chat.completions.with_raw_response.create(
+            model=CHAT,
+            messages=[{"role": "user", "content": "Hi"}],
+            max_tokens=1,
+            extra_headers={"x-debug-mode": "true"},
+        )
+        assert "x-mesh-decision" in chosen.headers
         # By way of Envoy's internal listener, which speaks TLS too.
         assert len(client.embeddings.create(model=EMBED, input="Hi").data[0].embedding) == 384
     untrusting = openai.OpenAI(base_url=f"{mesh.url}/v1", api_key=mesh.admin_key, max_retries=0)

@@ -152,6 +152,8 @@ def test_an_engine_that_starts_anew_has_nothing_cached() -> None:
     mesh.use(PREFIX)
     mesh.report("a", engine_generation=1)
     mesh.pick(1, chat(SYSTEM))
+    assert len(mesh.view.index) == 0  # until the answer is on its way
+    mesh.router.settle()
     assert len(mesh.view.index) > 0
     mesh.report("a", engine_generation=1)
     assert len(mesh.view.index) > 0
