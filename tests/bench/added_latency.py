@@ -29,7 +29,7 @@ from pathlib import Path
 
 import uvloop
 from bench_figures import Figures, percentiles, short
-from bench_mesh import ENGINES, Started
+from bench_mesh import ENGINES, Started, engine_urls
 from bench_processes import Processes
 from bench_streams import Read, Stream, request
 from bench_targets import MODEL, Target
@@ -137,10 +137,15 @@ class Callers:
 
 
 async def measure(
-    target: Target, processes: Processes, streams: int, seconds: float, chance: random.Random
+    target: Target,
+    processes: Processes,
+    streams: int,
+    seconds: float,
+    chance: random.Random,
+    engines: int = len(ENGINES),
 ) -> Sample:
     """Keeps so many streams open at a target for so many seconds."""
-    urls = ENGINES if target.name == _ALONE else (target.url,)
+    urls = engine_urls(engines) if target.name == _ALONE else (target.url,)
     loop = asyncio.get_running_loop()
     read = Read()
     callers = Callers(read)
@@ -172,18 +177,18 @@ async def measure(
     return Sample(counted, count - read.streams, spent_us)
 
 
-async def run(rounds: int, seconds: float, streams: int) -> dict[str, list[Sample]]:
+async def run(rounds: int, seconds: float, streams: int, engines: int) -> dict[str, list[Sample]]:
     """Measures all targets in turns; the first round warms up and does not count."""
     chance = random.Random(7)
     samples: dict[str, list[Sample]] = {}
     slots = {"INFERMESH_ENGINE_SLOTS": "1024"}
-    started = Started(Path(), _PACED, slots, only=("plain Envoy",))
+    started = Started(Path(), _PACED, slots, only=("plain Envoy",), engines=engines)
     async with started as (targets, processes):
         for target in targets:
-            await measure(target, processes, streams, 2.0, chance)
+            await measure(target, processes, streams, 2.0, chance, engines)
         for number in range(1, rounds + 1):
             for target in targets:
-                sample = await measure(target, processes, streams, seconds, chance)
+                sample = await measure(target, processes, streams, seconds, chance, engines)
                 samples.setdefault(target.name, []).append(sample)
                 print(f"round {number}  {target.name:13}  {short(sample.figures())}", flush=True)
     return samples
@@ -240,17 +245,23 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--streams", type=int, default=100)
+    parser.add_argument("--engines", type=int, default=len(ENGINES))
     parser.add_argument("--output", type=Path, default=Path("bench-results/streams.json"))
     said = parser.parse_args()
     _batch()
-    found = summary(uvloop.run(run(said.rounds, said.seconds, said.streams)))
+    found = summary(uvloop.run(run(said.rounds, said.seconds, said.streams, said.engines)))
     machine = {
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "load": os.getloadavg()[0],
     }
     said.output.parent.mkdir(parents=True, exist_ok=True)
-    settings = {"rounds": said.rounds, "seconds": said.seconds, "streams": said.streams}
+    settings = {
+        "rounds": said.rounds,
+        "seconds": said.seconds,
+        "streams": said.streams,
+        "engines": said.engines,
+    }
     result = {"machine": machine, **settings, "result": found}
     said.output.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\n{table(found)}\n\nwritten to {said.output}")

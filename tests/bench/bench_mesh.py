@@ -16,13 +16,19 @@ from services.cli.part import Part
 from services.cli.supervisor import StartError, Supervisor
 
 PORT, BASE_PORT, PEERS_PORT = 28080, 28000, 28100
-ENGINE_PORTS = (BASE_PORT + 41, BASE_PORT + 42)
-ENGINES = tuple(f"http://127.0.0.1:{port}" for port in ENGINE_PORTS)
 OWN, ALONE, PLAIN = "infermesh", "engine alone", "plain Envoy"
 _OWN_LIMITS = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12}
 _ASK = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
 _UP_S, _BACK_S, _QUIET_S = 30.0, 15.0, 15.0
 _QUIET_SHARE = 0.3
+
+
+def engine_urls(count: int) -> tuple[str, ...]:
+    """Returns where the simulated engines are."""
+    return tuple(f"http://127.0.0.1:{BASE_PORT + 41 + number}" for number in range(count))
+
+
+ENGINES = engine_urls(2)
 
 
 def mesh_parts(options: stack.Options, engine: Sequence[str], env: Mapping[str, str]) -> list[Part]:
@@ -51,6 +57,7 @@ class Started:
         engine: Options of the simulated engines.
         env: Settings of the nodes.
         only: Names of the peers to start; empty for all.
+        engines: How many engines there are, each with a node of its own.
 
     Attributes:
         missing: Why a peer is not there, by its name.
@@ -62,7 +69,9 @@ class Started:
         engine: Sequence[str],
         env: Mapping[str, str],
         only: Sequence[str] = (),
+        engines: int = len(ENGINES),
     ) -> None:
+        self._engines = engine_urls(engines)
         self._peers, self._engine, self._env, self._only = peers, engine, env, only
         self.missing: dict[str, str] = {}
 
@@ -70,12 +79,18 @@ class Started:
         self._folder = tempfile.TemporaryDirectory(prefix="infermesh-bench-")
         folder = Path(self._folder.name)
         state = folder / "state"
-        options = stack.Options(state_dir=state, models_dir=folder, port=PORT, base_port=BASE_PORT)
+        options = stack.Options(
+            state_dir=state,
+            models_dir=folder,
+            port=PORT,
+            base_port=BASE_PORT,
+            chat_nodes=len(self._engines),
+        )
         parts = mesh_parts(options, self._engine, self._env)
         own = tuple(part.name for part in parts if not part.name.startswith("engine-"))
         others: list[tuple[Target, Part]] = []
         if self._peers is not None:
-            others = Peers(self._peers, PEERS_PORT, ENGINES, folder).all()
+            others = Peers(self._peers, PEERS_PORT, self._engines, folder).all()
             others = [each for each in others if not self._only or each[0].name in self._only]
         self._supervisors = [Supervisor(parts), *(Supervisor([part]) for _, part in others)]
         try:
@@ -85,7 +100,7 @@ class Started:
             mesh = Target(OWN, url, {"authorization": f"Bearer {key}"}, own)
             started = zip(others, self._supervisors[1:], strict=True)
             found = await asyncio.gather(*(self._peer(each[0], by) for each, by in started))
-            targets = [Target(ALONE, ENGINES[0]), *(each for each in found if each)]
+            targets = [Target(ALONE, self._engines[0]), *(each for each in found if each)]
             targets.insert(1 + any(each.name == PLAIN for each in targets), mesh)
             for target in (targets[0], mesh):
                 if said := await until_answered(target, _UP_S):
