@@ -20,7 +20,7 @@ from infermesh.auth.v1 import (
     key_service_pb2_grpc,
     tenant_service_pb2_grpc,
 )
-from services.auth import access, audit_log, audit_policy, check, contracts, limits_app, routes
+from services.auth import access, audit_log, audit_policy, contracts, limits_app, routes
 from services.auth.decision import Decider
 from services.auth.follower import Followed, FollowedKeys, Follower
 from services.auth.keyring import Keyring
@@ -40,6 +40,7 @@ from services.auth.servicer_tenants import TenantServicer
 from services.auth.servicer_tokens import JoinTokenServicer
 from services.auth.settings import AuthSettings
 from services.auth.tokens import Tokens
+from services.kit import authorization
 from services.kit.audit_outcomes import audited
 from services.kit.database import create_tables, make_engine
 from services.kit.guard import guarded
@@ -101,7 +102,7 @@ def make_app(settings: AuthSettings) -> App:
                 await _open_routes(stack, settings),
                 audits_bodies=settings.audit_inference == "bodies",
             )
-            check.add_to_server(decider, server)
+            authorization.add_to_server(decider.decide, server)
             key_servicer = KeyServicer(keys)
             key_service_pb2_grpc.add_KeyServiceServicer_to_server(
                 key_servicer, audited(server, recorder, key_servicer, reads=True)
@@ -156,7 +157,7 @@ async def _open_routes(
         return None
     client = UnaryClient(
         settings.routing_address,
-        routes.METHOD,
+        authorization.METHOD,
         "service/routing",
         settings.tls_dir,
         routes.TIMEOUT_S,

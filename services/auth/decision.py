@@ -18,7 +18,7 @@ from services.auth.limits_gate import LimitGate
 from services.auth.named_models import check_fallbacks, rest_model, typed_model
 from services.auth.routes import Routes, added, is_routed
 from services.auth.rules import Bounds
-from services.kit.check_replies import ORIGINAL_PATH, deny
+from services.kit.authorization import ORIGINAL_PATH, deny
 from services.kit.errors import MeshError
 
 if TYPE_CHECKING:  # Loaded only where there are issuers: it takes 10 MB.

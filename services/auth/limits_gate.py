@@ -13,6 +13,7 @@ import orjson
 from infermesh.auth.v1 import audit_service_pb2 as audit_pb
 from services.auth import limits_replies
 from services.auth.audit import Recorder
+from services.auth.later import then
 from services.auth.limiting.contract import Alert, Limiter, ScopeLimits, Verdict
 from services.auth.limits import LimitBook, scope_of
 from services.auth.reservation import Estimator, Prices, Reservation
@@ -116,30 +117,7 @@ class LimitGate:
             self._recorder.denied(attributes, error, None, identity)
             return limits_replies.refused(error, verdict, for_grpc=is_grpc)
 
-        if asked.done():
-            return answer(asked.result())
-        later: asyncio.Future[bytes] = asked.get_loop().create_future()
-
-        # Nobody else would hear of what goes wrong: the call is answered by this future alone.
-        def finish(done: "asyncio.Future[bytes]") -> None:
-            try:
-                later.set_result(done.result())
-            except Exception as error:
-                later.set_exception(error)
-
-        def pass_on(done: "asyncio.Future[Verdict]") -> None:
-            try:
-                found = answer(done.result())
-            except Exception as error:
-                later.set_exception(error)
-                return
-            if isinstance(found, asyncio.Future):
-                found.add_done_callback(finish)
-            else:
-                later.set_result(found)
-
-        asked.add_done_callback(pass_on)
-        return later
+        return then(asked, answer)
 
     def _note_short(self, scope: str) -> None:
         short = self._short

@@ -14,7 +14,7 @@ from infermesh.errors.v1 import errors_pb2
 from services.auth.limiting import contract
 from services.auth.limiting.contract import Refusal, Room, Verdict
 from services.auth.limits import Scope, scope_of
-from services.kit import check_replies, headers
+from services.kit import authorization, headers
 from services.kit.errors import MeshError
 
 _REASONS = {
@@ -43,7 +43,7 @@ _OVERWRITE = b"\x18\x02"  # append_action (3): OVERWRITE_IF_EXISTS_OR_ADD
 
 def _reserved(mark: str) -> bytes:
     response = external_auth_pb2.CheckResponse()
-    response.ok_response.headers.append(check_replies.header(headers.RESERVED, mark))
+    response.ok_response.headers.append(authorization.header(headers.RESERVED, mark))
     return bytes(response.SerializeToString())
 
 
@@ -60,7 +60,7 @@ def admitted(reply: bytes, verdict: Verdict) -> bytes:
 
 def refused(error: MeshError, verdict: Verdict, *, for_grpc: bool) -> bytes:
     """Returns the answer that refuses a call over its limits."""
-    reply = check_replies.deny(error, for_grpc=for_grpc) + _room_headers(verdict, is_allowed=False)
+    reply = authorization.deny(error, for_grpc=for_grpc) + _room_headers(verdict, is_allowed=False)
     if error.retry_after_s is None or error.retry_after_s > _MAX_WAIT_S:
         # OpenAI's clients would try again twice, a second later, and add to the load.
         reply += _header(_IN_DENIED, b"x-should-retry", b"false")

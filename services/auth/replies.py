@@ -7,7 +7,7 @@ from envoy.service.auth.v3 import external_auth_pb2
 from google.rpc import code_pb2
 
 from services.kit import headers
-from services.kit.check_replies import header
+from services.kit.authorization import header
 
 DEFAULT_PROJECT = "default"
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from envoy.service.auth.v3 import external_auth_pb2
 
+from services.auth.later import then
 from services.kit import headers
-from services.kit.check_replies import ORIGINAL_PATH
+from services.kit.authorization import ORIGINAL_PATH
 from services.kit.unary_client import UnaryClient
 
-METHOD = "/envoy.service.auth.v3.Authorization/Check"
 TIMEOUT_S = 0.25
 """After this long without an answer the call goes on without: Envoy balances it by itself."""
 
@@ -26,7 +26,7 @@ class Routes:
     """Knows where calls go.
 
     Args:
-        client: Calls `METHOD` of routing.
+        client: Calls `Check` of routing.
     """
 
     def __init__(self, client: UnaryClient) -> None:
@@ -81,27 +81,15 @@ def added(
         route: What routing says.
         on_refused: Called where routing refuses; None for nothing.
     """
-    if route.done():
-        return _added(reply, route.result(), on_refused)
-    later: asyncio.Future[bytes] = route.get_loop().create_future()
 
-    def pass_on(done: "asyncio.Future[bytes | None]") -> None:
-        try:
-            later.set_result(_added(reply, done.result(), on_refused))
-        except Exception as error:
-            # Nobody else would hear of it: the call is answered by this future alone.
-            later.set_exception(error)
+    def add(routed: bytes | None) -> bytes:
+        if routed is None:
+            return reply
+        if external_auth_pb2.CheckResponse.FromString(routed).HasField("denied_response"):
+            if on_refused is not None:
+                on_refused()
+            return routed
+        # In protobuf the concatenation of messages is their merge; of headers the last one counts.
+        return reply + routed
 
-    route.add_done_callback(pass_on)
-    return later
-
-
-def _added(reply: bytes, routed: bytes | None, on_refused: Callable[[], None] | None) -> bytes:
-    if routed is None:
-        return reply
-    if external_auth_pb2.CheckResponse.FromString(routed).HasField("denied_response"):
-        if on_refused is not None:
-            on_refused()
-        return routed
-    # In protobuf the concatenation of messages is their merge; of headers the last one counts.
-    return reply + routed
+    return then(route, add)

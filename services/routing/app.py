@@ -17,6 +17,7 @@ from infermesh.routing.v1 import (
     routing_service_pb2_grpc,
     split_service_pb2_grpc,
 )
+from services.kit import authorization
 from services.kit.audit_outcomes import audited
 from services.kit.audit_sender import auth_channel, reporting
 from services.kit.database import make_engine
@@ -140,7 +141,7 @@ def make_app(settings: RoutingSettings) -> App:
                 "infermesh.routing.v1.SplitService",
                 "infermesh.routing.v1.OpenAIModelService",
                 "infermesh.routing.v1.OllamaCatalogService",
-                servicer_check.SERVICE_NAME,
+                authorization.SERVICE_NAME,
                 servicer_ext_proc.SERVICE_NAME,
                 servicer_ads.SERVICE_NAME,
             )

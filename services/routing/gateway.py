@@ -8,7 +8,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as pb
 from google.protobuf import struct_pb2
 
 from services.kit import globs, headers
-from services.kit.check_replies import ORIGINAL_PATH
+from services.kit.authorization import ORIGINAL_PATH
 from services.routing.facts import Facts
 from services.routing.filters import capability
 

@@ -19,7 +19,7 @@ import pytest
 import uvloop
 
 from grpc_server_harness import Running, running
-from services.kit import tls, unary_client
+from services.kit import tls, unary_client, unary_connection
 from services.kit.grpc_server import GrpcServer, wire
 from services.kit.tls import Allowed, ServerTls, TlsFolder
 from services.kit.unary_client import UnaryClient, open_client
@@ -565,7 +565,7 @@ async def test_a_machine_that_is_gone_without_a_word_is_noticed(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[Any] = []
-    monkeypatch.setattr(unary_client, "keep_alive", kept.append)
+    monkeypatch.setattr(unary_connection, "keep_alive", kept.append)
     async with asking(server.address) as asker:
         await asker.answered()
     assert [each.family for each in kept] == [socket.AF_INET]
@@ -623,7 +623,7 @@ async def test_whoever_waits_at_the_end_is_told(script: Script) -> None:
 async def test_stream_numbers_that_come_to_an_end(
     script: Script, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unary_client, "_LAST_STREAM_ID", 5)
+    monkeypatch.setattr(unary_connection, "_LAST_STREAM_ID", 5)
     async with asking(script.address) as asker:
         old = await script.greeted()
         slow = await asker.taken(b"slow")

@@ -15,7 +15,7 @@ from services.auth.limits import LimitBook
 from services.auth.limits_gate import LimitGate
 from services.auth.reservation import Estimator, Prices
 from services.auth.routes import Routes
-from services.kit import check_replies
+from services.kit import authorization
 from services.kit.errors import MeshError
 from unit.auth.auth_samples import (
     ADMIN,
@@ -40,12 +40,12 @@ def sent(**headers: str) -> bytes:
     """Returns routing's answer that a call goes on with headers."""
     response = external_auth_pb2.CheckResponse()
     for name, value in headers.items():
-        response.ok_response.headers.append(check_replies.header(name.replace("_", "-"), value))
+        response.ok_response.headers.append(authorization.header(name.replace("_", "-"), value))
     return response.SerializeToString()
 
 
 TO_A_NODE = sent(x_gateway_destination_endpoint="10.0.0.1:1")
-REFUSAL = check_replies.deny(
+REFUSAL = authorization.deny(
     MeshError(errors_pb2.ERROR_REASON_OVERLOADED, "All queues are full.", retry_after_s=3),
     for_grpc=False,
 )
